@@ -1,0 +1,65 @@
+"""Find pictures with words, and words with pictures.
+
+>>> import mmsearch
+>>> library = mmsearch.open("photos")  # doctest: +SKIP
+>>> library.search("a dog on a beach", k=10).hits  # doctest: +SKIP
+
+Importing this package is cheap: every name below is loaded when it is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mmsearch.errors import MmsearchError
+    from mmsearch.retrieval.encoders import Encoder, load_encoder
+    from mmsearch.retrieval.engine import SearchEngine
+    from mmsearch.retrieval.engine import open_engine as open
+    from mmsearch.retrieval.evaluation import evaluate
+    from mmsearch.retrieval.ingest import index
+    from mmsearch.retrieval.schema import Hit, Results, Target
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Encoder",
+    "Hit",
+    "MmsearchError",
+    "Results",
+    "SearchEngine",
+    "Target",
+    "__version__",
+    "evaluate",
+    "index",
+    "load_encoder",
+    "open",
+]
+
+_ORIGIN = {
+    "Encoder": ("mmsearch.retrieval.encoders", "Encoder"),
+    "Hit": ("mmsearch.retrieval.schema", "Hit"),
+    "MmsearchError": ("mmsearch.errors", "MmsearchError"),
+    "Results": ("mmsearch.retrieval.schema", "Results"),
+    "SearchEngine": ("mmsearch.retrieval.engine", "SearchEngine"),
+    "Target": ("mmsearch.retrieval.schema", "Target"),
+    "evaluate": ("mmsearch.retrieval.evaluation", "evaluate"),
+    "index": ("mmsearch.retrieval.ingest", "index"),
+    "load_encoder": ("mmsearch.retrieval.encoders", "load_encoder"),
+    "open": ("mmsearch.retrieval.engine", "open_engine"),
+}
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401 (PEP 562: whatever the name stands for)
+    try:
+        module, attribute = _ORIGIN[name]
+    except KeyError:
+        raise AttributeError(f"module 'mmsearch' has no attribute {name!r}") from None
+    value = getattr(import_module(module), attribute)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

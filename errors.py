@@ -1,0 +1,104 @@
+"""Every error mmsearch raises on purpose.
+
+A message says what happened, what was expected and what to do about it; faces print it as it is.
+
+* MmsearchError
+  x LibraryError          a library on disk cannot be used
+    - LibraryNotFound
+    - LibraryLocked       another process is writing to it
+    - LibraryTooNew       made by a later version of mmsearch
+    - ModelMismatch       built with another encoder than the one asked for
+    - StorageError        the disk is full, read-only or damaged
+  x SourceError           a folder to index, a captions file or a pairs file cannot be used
+  x ModelError            an encoder is unknown, incomplete or altered
+  x QueryError            the question itself cannot be asked (also a ValueError)
+  x MediaError            one picture cannot be read; carries the `kind` of the problem
+  x MissingExtra          an optional dependency is not installed (also an ImportError)
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "LibraryError",
+    "LibraryLocked",
+    "LibraryNotFound",
+    "LibraryTooNew",
+    "MediaError",
+    "MissingExtra",
+    "MmsearchError",
+    "ModelError",
+    "ModelMismatch",
+    "QueryError",
+    "SourceError",
+    "StorageError",
+]
+
+
+class MmsearchError(Exception):
+    """Root of every error raised on purpose; `exit_code` is what the command line returns."""
+
+    exit_code = 1
+
+
+class LibraryError(MmsearchError):
+    """A library on disk cannot be used."""
+
+
+class LibraryNotFound(LibraryError):
+    """There is no library where one was looked for."""
+
+
+class LibraryLocked(LibraryError):
+    """Another process is writing to the library."""
+
+
+class LibraryTooNew(LibraryError):
+    """The library was made by a later version of mmsearch."""
+
+
+class ModelMismatch(LibraryError):
+    """The library was built with another encoder than the one asked for."""
+
+
+class StorageError(LibraryError):
+    """The disk is full, read-only or damaged."""
+
+
+class SourceError(MmsearchError):
+    """A folder to index, a captions file or a pairs file cannot be used."""
+
+
+class ModelError(MmsearchError):
+    """An encoder is unknown, incomplete or altered."""
+
+
+class QueryError(MmsearchError, ValueError):
+    """The question itself cannot be asked."""
+
+    exit_code = 2
+
+
+class MediaError(MmsearchError):
+    """One picture cannot be read.
+
+    Attributes:
+        kind: a stable word for the problem (`truncated`, `not-an-image`, `too-large` …).
+    """
+
+    def __init__(self, kind: str, reason: str) -> None:
+        super().__init__(reason)
+        self.kind = kind
+
+
+class MissingExtra(MmsearchError, ImportError):
+    """An optional dependency is not installed.
+
+    Attributes:
+        extra: the extra of the `mmsearch` distribution that brings it.
+    """
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(
+            f'This needs {package}, which is not installed. Run: pip install "mmsearch[{extra}]"'
+        )
+        self.extra = extra

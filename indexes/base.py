@@ -1,0 +1,184 @@
+"""The contract every vector index keeps."""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
+
+__all__ = ["IndexFileError", "Neighbors", "VectorIndex", "replacing"]
+
+
+class IndexFileError(Exception):
+    """An index file is missing, torn or of another kind; rebuild it from its source."""
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbors:
+    """The answer to `q` queries, best first.
+
+    Attributes:
+        ids: `int64[q, k]`, padded with -1 where fewer than `k` vectors exist.
+        scores: `float32[q, k]`, cosine similarity in [-1, 1]; -inf beside an id of -1.
+    """
+
+    ids: NDArray[np.int64]
+    scores: NDArray[np.float32]
+
+
+class VectorIndex(ABC):
+    """Unit vectors by 64-bit id, searched by cosine similarity (higher is better).
+
+    The public methods check their arguments once; an implementation writes the underscored ones
+    and may rely on clean input. Searching never changes an index, so threads may share one.
+    """
+
+    def __init__(self, dim: int) -> None:
+        if dim < 1:
+            raise ValueError(f"dim must be at least 1, not {dim}")
+        self.dim = dim
+
+    def __len__(self) -> int:
+        return self._count()
+
+    @property
+    @abstractmethod
+    def exact(self) -> bool:
+        """Whether a search compares every vector."""
+
+    def add(self, ids: ArrayLike, vectors: ArrayLike) -> None:
+        """Add `float32[n, dim]` unit vectors under `int64[n]` ids that are not in use.
+
+        Raises:
+            ValueError: shapes disagree, a vector is no unit vector (or not finite), or an id is
+                negative or given twice.
+        """
+        keys = np.ascontiguousarray(ids, dtype=np.int64)
+        rows = self._rows(vectors)
+        if keys.shape != (len(rows),):
+            raise ValueError(f"{len(rows)} vectors need ids int64[{len(rows)}], not {keys.shape}")
+        if len(keys) == 0:
+            return
+        if keys.min() < 0 or len(np.unique(keys)) != len(keys):
+            raise ValueError("ids must be distinct and not negative")
+        norms = np.linalg.norm(rows, axis=1)
+        # fp16 storage moves a norm by up to 5e-4.
+        if not np.all(np.abs(norms - 1) < 2e-3):
+            raise ValueError("vectors must be finite and of length 1")
+        self._add(keys, rows)
+
+    def search(
+        self,
+        queries: ArrayLike,
+        k: int,
+        *,
+        effort: int | None = None,
+        among: ArrayLike | None = None,
+    ) -> Neighbors:
+        """Return the `k` most similar vectors for each of `float32[q, dim]` queries.
+
+        Args:
+            queries: unit vectors; one of shape `[dim]` counts as a batch of one.
+            k: at least 1.
+            effort: how hard an approximate index looks (its own unit); an exact one ignores it.
+            among: `int64[m]`, the only ids that may be returned.
+
+        Raises:
+            ValueError: `k` is below 1 or the dimension differs.
+        """
+        if k < 1:
+            raise ValueError(f"k must be at least 1, not {k}")
+        rows = self._rows(np.atleast_2d(np.asarray(queries, dtype=np.float32)))
+        allowed = None if among is None else np.unique(np.asarray(among, dtype=np.int64))
+        found = min(k, len(self) if allowed is None else len(allowed), len(self))
+        if found == 0 or len(rows) == 0:
+            shape = (len(rows), k)
+            return Neighbors(
+                np.full(shape, -1, dtype=np.int64), np.full(shape, -np.inf, dtype=np.float32)
+            )
+        neighbors = self._search(rows, found, effort, allowed)
+        missing = neighbors.ids < 0
+        neighbors.scores[missing] = -np.inf
+        padding = ((0, 0), (0, k - found))
+        return Neighbors(
+            np.pad(neighbors.ids, padding, constant_values=-1),
+            np.pad(neighbors.scores, padding, constant_values=-np.inf),
+        )
+
+    def remove(self, ids: ArrayLike) -> int:
+        """Remove vectors; return how many of the ids were there."""
+        keys = np.unique(np.asarray(ids, dtype=np.int64))
+        return self._remove(keys) if len(keys) else 0
+
+    @abstractmethod
+    def save(self, path: Path) -> None:
+        """Write the index to `path`: the old file or the new one is there, never half of one."""
+
+    @classmethod
+    @abstractmethod
+    def open(cls, path: Path, *, mmap: bool = True) -> VectorIndex:
+        """Read what `save` wrote; `mmap` leaves the vectors on disk until they are needed.
+
+        Raises:
+            IndexFileError: the file is missing, torn or holds another kind of index.
+        """
+
+    @abstractmethod
+    def _count(self) -> int: ...
+
+    @abstractmethod
+    def _add(self, ids: NDArray[np.int64], vectors: NDArray[np.float32]) -> None: ...
+
+    @abstractmethod
+    def _search(
+        self,
+        queries: NDArray[np.float32],
+        k: int,
+        effort: int | None,
+        among: NDArray[np.int64] | None,
+    ) -> Neighbors:
+        """Return `[q, k]` for `1 <= k <= len(self)`; ids of -1 only where `among` is short."""
+
+    @abstractmethod
+    def _remove(self, ids: NDArray[np.int64]) -> int: ...
+
+    def _rows(self, vectors: ArrayLike) -> NDArray[np.float32]:
+        rows = np.ascontiguousarray(vectors, dtype=np.float32)
+        if rows.ndim != 2 or rows.shape[1] != self.dim:
+            raise ValueError(f"vectors of shape [n, {self.dim}] are expected, not {rows.shape}")
+        return rows
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside `path` to write to; it takes the place of `path` at the end.
+
+    The content is on the disk before the name is, so that after a loss of power the old file or
+    the new one is there.
+    """
+    with TemporaryDirectory(prefix=".writing-", dir=path.parent) as folder:
+        temporary = Path(folder) / path.name
+        yield temporary
+        _sync(temporary)
+        temporary.replace(path)
+    _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    if os.name == "nt" and path.is_dir():
+        return  # Windows cannot open a folder; NTFS journals the rename by itself.
+    handle = os.open(path, os.O_RDWR if path.is_file() else os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,1 @@
+"""Everything between a picture on disk and an answer to a question."""

@@ -1,0 +1,52 @@
+"""Captions kept beside the pictures: `photo.txt`, `photo.json` and their like."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from mmsearch.retrieval.metadata import clean_caption
+from mmsearch.retrieval.schema import Caption
+
+__all__ = ["SIDECAR_SUFFIXES", "read_sidecar", "sidecar_names"]
+
+SIDECAR_SUFFIXES = (".txt", ".json", ".supplemental-metadata.json")
+"""`photo.txt` and `photo.jpg.txt` both belong to `photo.jpg`; the last is Google Takeout's."""
+
+MAX_SIDECAR_BYTES = 1 << 20
+KEYS = ("caption", "captions", "description", "text")
+
+
+def sidecar_names(name: str) -> list[str]:
+    """Return the names that a picture's side-cars may have, in order of precedence."""
+    stem = name.rpartition(".")[0] or name
+    return [base + suffix for base in (name, stem) for suffix in SIDECAR_SUFFIXES]
+
+
+def read_sidecar(path: Path) -> list[Caption]:
+    """Return the captions of one side-car; none where it cannot be read or says nothing.
+
+    Each line of a text file is a caption. A JSON file gives its `caption`, `captions`,
+    `description` or `text`, each a string or a list of strings. A side-car is a courtesy: a broken
+    one never keeps its picture from being indexed.
+    """
+    try:
+        with path.open("rb") as file:
+            raw = file.read(MAX_SIDECAR_BYTES).decode("utf-8-sig", errors="replace")
+    except OSError:
+        return []
+    if path.suffix.lower() == ".txt":
+        values: list[object] = list(raw.splitlines())
+    else:
+        try:
+            document = json.loads(raw)
+        except (ValueError, RecursionError):
+            return []
+        if not isinstance(document, dict):
+            return []
+        values = []
+        for key in KEYS:
+            value = document.get(key)
+            values.extend(value if isinstance(value, list) else [value])
+    texts = dict.fromkeys(text for value in values if (text := clean_caption(value)))
+    return [Caption(text, "sidecar") for text in texts]

@@ -1,0 +1,13 @@
+"""The catalog: one SQLite file that holds the truth about a library.
+
+Files, captions, their vectors (fp16), problems and the encoder's fingerprint. Everything else on
+disk (the FAISS files) is derived from it. A batch's rows and vectors are written in one
+transaction, so a vector without its file, or the reverse, cannot exist.
+"""
+
+from __future__ import annotations
+
+from mmsearch.retrieval.catalog.store import Catalog, Counts, KnownFile, LibraryRow
+from mmsearch.retrieval.catalog.transaction import Transaction
+
+__all__ = ["Catalog", "Counts", "KnownFile", "LibraryRow", "Transaction"]

@@ -1,0 +1,152 @@
+"""The catalog's schema, as an append-only list of named steps.
+
+A step is never edited once released: a library made by any earlier version opens by running the
+steps it lacks, each in one transaction together with the record of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from sqlalchemy import text
+
+from mmsearch.errors import LibraryTooNew
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+__all__ = ["MIGRATIONS", "applied", "apply_one", "missing"]
+
+
+def m001_initial(connection: Connection) -> None:
+    """Create libraries, encoders, files, captions, vectors and problems."""
+    for statement in (
+        """
+        CREATE TABLE encoder (
+            id INTEGER PRIMARY KEY AUTOINCREMENT,
+            kind TEXT NOT NULL,
+            name TEXT NOT NULL,
+            revision TEXT NOT NULL,
+            weights_sha256 TEXT NOT NULL,
+            preprocessing TEXT NOT NULL,
+            dim INTEGER NOT NULL CHECK (dim > 0),
+            location TEXT NOT NULL,
+            UNIQUE (kind, name, revision, weights_sha256, preprocessing, dim)
+        )
+        """,
+        """
+        CREATE TABLE library (
+            id INTEGER PRIMARY KEY CHECK (id = 1),
+            uid TEXT NOT NULL,
+            created_at DATETIME NOT NULL,
+            root TEXT,
+            generation INTEGER NOT NULL,
+            stamp TEXT NOT NULL,
+            encoder_id INTEGER REFERENCES encoder (id)
+        )
+        """,
+        """
+        CREATE TABLE file (
+            id INTEGER PRIMARY KEY AUTOINCREMENT,
+            path TEXT NOT NULL UNIQUE,
+            size INTEGER NOT NULL,
+            mtime_ns INTEGER NOT NULL,
+            sha256 BLOB NOT NULL,
+            format TEXT NOT NULL,
+            width INTEGER NOT NULL,
+            height INTEGER NOT NULL,
+            orientation INTEGER NOT NULL,
+            taken_at DATETIME,
+            latitude REAL,
+            longitude REAL,
+            camera TEXT,
+            sidecars TEXT NOT NULL,
+            indexed_at DATETIME NOT NULL
+        )
+        """,
+        "CREATE INDEX file_sha256 ON file (sha256)",
+        "CREATE INDEX file_taken_at ON file (taken_at)",
+        """
+        CREATE TABLE caption (
+            id INTEGER PRIMARY KEY AUTOINCREMENT,
+            file_id INTEGER NOT NULL REFERENCES file (id) ON DELETE CASCADE,
+            text TEXT NOT NULL,
+            source TEXT NOT NULL,
+            UNIQUE (file_id, text)
+        )
+        """,
+        """
+        CREATE TABLE file_vector (
+            encoder_id INTEGER NOT NULL REFERENCES encoder (id) ON DELETE CASCADE,
+            file_id INTEGER NOT NULL REFERENCES file (id) ON DELETE CASCADE,
+            vector BLOB NOT NULL,
+            PRIMARY KEY (encoder_id, file_id)
+        )
+        """,
+        "CREATE INDEX file_vector_file_id ON file_vector (file_id)",
+        """
+        CREATE TABLE caption_vector (
+            encoder_id INTEGER NOT NULL REFERENCES encoder (id) ON DELETE CASCADE,
+            caption_id INTEGER NOT NULL REFERENCES caption (id) ON DELETE CASCADE,
+            vector BLOB NOT NULL,
+            PRIMARY KEY (encoder_id, caption_id)
+        )
+        """,
+        "CREATE INDEX caption_vector_caption_id ON caption_vector (caption_id)",
+        """
+        CREATE TABLE problem (
+            id INTEGER PRIMARY KEY AUTOINCREMENT,
+            path TEXT NOT NULL UNIQUE,
+            size INTEGER NOT NULL,
+            mtime_ns INTEGER NOT NULL,
+            kind TEXT NOT NULL,
+            reason TEXT NOT NULL,
+            seen_at DATETIME NOT NULL
+        )
+        """,
+    ):
+        connection.execute(text(statement))
+
+
+MIGRATIONS: tuple[Callable[[Connection], None], ...] = (m001_initial,)
+"""In the order in which they run. Append only."""
+
+
+def applied(connection: Connection) -> list[str]:
+    """Return the names of the steps a catalog has seen; none for an empty file."""
+    table = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'migration'"
+    if connection.scalar(text(table)) is None:
+        return []
+    return list(connection.scalars(text("SELECT name FROM migration ORDER BY rowid")))
+
+
+def missing(names: list[str]) -> list[Callable[[Connection], None]]:
+    """Return the steps that a catalog which has seen `names` still lacks.
+
+    Raises:
+        LibraryTooNew: the catalog has seen a step that this version does not know.
+    """
+    known = [step.__name__ for step in MIGRATIONS]
+    foreign = [name for name in names if name not in known]
+    if foreign:
+        raise LibraryTooNew(
+            f"This library was made by a later mmsearch (it has '{foreign[0]}', which this version "
+            "does not know). Nothing was changed. Run: pip install --upgrade mmsearch"
+        )
+    return [step for step in MIGRATIONS if step.__name__ not in names]
+
+
+def apply_one(connection: Connection, step: Callable[[Connection], None]) -> None:
+    """Run one step and record it; the caller's transaction makes both or neither happen."""
+    connection.execute(
+        text(
+            "CREATE TABLE IF NOT EXISTS migration (name TEXT PRIMARY KEY, applied_at TEXT NOT NULL)"
+        )
+    )
+    step(connection)
+    connection.execute(
+        text("INSERT INTO migration (name, applied_at) VALUES (:name, :at)"),
+        {"name": step.__name__, "at": datetime.now(UTC).isoformat()},
+    )

@@ -1,0 +1,429 @@
+"""Opening a catalog and reading from it."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import secrets
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from sqlalchemy import Column, Table, create_engine, event, exc, func, select
+
+from mmsearch.errors import LibraryLocked, LibraryNotFound, StorageError
+from mmsearch.retrieval.catalog import migrations, tables
+from mmsearch.retrieval.catalog.transaction import Transaction
+from mmsearch.retrieval.schema import EncoderSpec, Hit, Problem
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from sqlalchemy import Connection, Engine
+
+__all__ = ["Catalog", "Counts", "KnownFile", "LibraryRow"]
+
+logger = logging.getLogger(__name__)
+
+BUSY_TIMEOUT_S = 10.0
+"""How long a statement waits for another process's transaction, which lasts milliseconds."""
+
+PARAMETERS_PER_STATEMENT = 30_000
+"""SQLite takes at most 32,766 parameters in one statement."""
+
+
+@dataclass(frozen=True, slots=True)
+class LibraryRow:
+    """What a library is: its encoder, where its pictures are, and which state it is in.
+
+    Attributes:
+        root: where the pictures are, when the catalog does not lie beside them.
+        generation: grows by one with every change to pictures, captions or vectors.
+        stamp: names this very state; never the same twice, in any copy of the library.
+        encoder: the encoder whose vectors answer queries; None before the first indexing.
+        model: what `load_encoder` takes to get that encoder.
+    """
+
+    uid: str
+    root: Path | None
+    generation: int
+    stamp: str
+    encoder_id: int | None
+    encoder: EncoderSpec | None
+    model: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class KnownFile:
+    """What a scan compares a file on disk with."""
+
+    id: int
+    size: int
+    mtime_ns: int
+    sidecars: str
+    embedded: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """How much a library holds."""
+
+    files: int
+    captions: int
+    problems: int
+    vectors: int
+    vector_bytes: int
+
+
+class Catalog:
+    """One library's SQLite file.
+
+    Readers never wait for the writer (WAL); a second writer waits up to `busy_timeout_s`.
+    """
+
+    def __init__(self, path: Path, engine: Engine) -> None:
+        self.path = path
+        self._engine = engine
+
+    @classmethod
+    def create(cls, path: Path, *, root: Path | None = None) -> Catalog:
+        """Create an empty catalog, or open the one that is there and bring it up to date.
+
+        Raises:
+            LibraryTooNew: a later version made it.
+            StorageError: the disk is full or read-only, or the file is no catalog.
+        """
+        catalog = cls(path, _engine(path))
+        catalog._migrate()
+        with catalog._connect(immediate=True) as connection:
+            if connection.scalar(select(tables.library.c.id)) is None:
+                connection.execute(
+                    tables.library.insert().values(
+                        id=1,
+                        uid=str(uuid.uuid4()),
+                        created_at=datetime.now(UTC).replace(tzinfo=None),
+                        root=None if root is None else str(root),
+                        generation=0,
+                        stamp=f"0-{secrets.token_hex(4)}",
+                    )
+                )
+        return catalog
+
+    @classmethod
+    def open(cls, path: Path) -> Catalog:
+        """Open an existing catalog; a read-only one is opened as it is.
+
+        Raises:
+            LibraryNotFound: there is no catalog at `path`.
+            LibraryTooNew: a later version made it.
+            StorageError: the file is no catalog or is damaged.
+        """
+        if not path.is_file():
+            raise LibraryNotFound(f"There is no library at {path.parent}.")
+        frozen = not os.access(path.parent, os.W_OK)
+        catalog = cls(path, _engine(path, frozen=frozen))
+        with catalog._connect() as connection:
+            lacking = migrations.missing(migrations.applied(connection))
+        if lacking and frozen:
+            raise StorageError(
+                f"The library at {path.parent} was made by an earlier mmsearch and must be brought "
+                "up to date, but its folder is read-only. Make it writable and try again."
+            )
+        if lacking:
+            catalog._migrate()
+        return catalog
+
+    def close(self) -> None:
+        """Release the file."""
+        self._engine.dispose()
+
+    @contextmanager
+    def write(self) -> Iterator[Transaction]:
+        """Open the one transaction that may write now; all of it happens or none.
+
+        Raises:
+            LibraryLocked: another process kept its transaction open for too long.
+            StorageError: the disk is full or read-only.
+        """
+        with self._connect(immediate=True) as connection:
+            transaction = Transaction(connection)
+            yield transaction
+            transaction.finish()
+
+    def library(self) -> LibraryRow:
+        """Return the library's own row and its active encoder."""
+        joined = tables.library.outerjoin(tables.encoder)
+        with self._connect() as connection:
+            row = connection.execute(
+                select(tables.library, tables.encoder).select_from(joined)
+            ).one()
+        fields = row._mapping
+        spec = None
+        if fields[tables.library.c.encoder_id] is not None:
+            names = (field.name for field in dataclasses.fields(EncoderSpec))
+            spec = EncoderSpec(**{name: fields[tables.encoder.c[name]] for name in names})
+        root = fields[tables.library.c.root]
+        return LibraryRow(
+            uid=fields[tables.library.c.uid],
+            root=None if root is None else Path(root),
+            generation=fields[tables.library.c.generation],
+            stamp=fields[tables.library.c.stamp],
+            encoder_id=fields[tables.library.c.encoder_id],
+            encoder=spec,
+            model=fields[tables.encoder.c.location],
+        )
+
+    def stamp(self) -> str:
+        """Return the name of the present state: what an index file must carry to be current."""
+        with self._connect() as connection:
+            return str(connection.scalar(select(tables.library.c.stamp)))
+
+    def known_files(self, encoder_id: int) -> dict[str, KnownFile]:
+        """Return every file by path, and whether this encoder has embedded it."""
+        file, vector = tables.file.c, tables.file_vector.c
+        joined = tables.file.outerjoin(
+            tables.file_vector, (vector.file_id == file.id) & (vector.encoder_id == encoder_id)
+        )
+        columns = file.path, file.id, file.size, file.mtime_ns, file.sidecars, vector.file_id
+        with self._connect() as connection:
+            rows = connection.execute(select(*columns).select_from(joined))
+            return {
+                path: KnownFile(id_, size, mtime_ns, sidecars, embedded is not None)
+                for path, id_, size, mtime_ns, sidecars, embedded in rows
+            }
+
+    def known_problems(self) -> dict[str, tuple[int, int]]:
+        """Return (size, mtime_ns) of every file that could not be indexed, by path."""
+        columns = tables.problem.c
+        with self._connect() as connection:
+            rows = connection.execute(select(columns.path, columns.size, columns.mtime_ns))
+            return {path: (size, mtime_ns) for path, size, mtime_ns in rows}
+
+    def known_contents(self, sizes: Iterable[int], encoder_id: int) -> dict[bytes, int]:
+        """Return the file id by content hash, for embedded files of one of the given sizes."""
+        wanted = set(sizes)
+        file, vector = tables.file.c, tables.file_vector.c
+        statement = select(file.sha256, file.id, file.size).join(
+            tables.file_vector, (vector.file_id == file.id) & (vector.encoder_id == encoder_id)
+        )
+        with self._connect() as connection:
+            rows = connection.execute(statement)
+            return {bytes(sha256): id_ for sha256, id_, size in rows if size in wanted}
+
+    def captions_to_embed(self, encoder_id: int, limit: int) -> list[tuple[int, str]]:
+        """Return up to `limit` captions (id, text) that this encoder has not embedded."""
+        caption, vector = tables.caption.c, tables.caption_vector.c
+        joined = tables.caption.outerjoin(
+            tables.caption_vector,
+            (vector.caption_id == caption.id) & (vector.encoder_id == encoder_id),
+        )
+        statement = (
+            select(caption.id, caption.text)
+            .select_from(joined)
+            .where(vector.caption_id.is_(None))
+            .order_by(caption.id)
+            .limit(limit)
+        )
+        with self._connect() as connection:
+            return [(id_, text) for id_, text in connection.execute(statement)]
+
+    def count_captions_to_embed(self, encoder_id: int) -> int:
+        """Return how many captions this encoder has not embedded."""
+        caption, vector = tables.caption, tables.caption_vector
+        done = select(func.count()).select_from(vector).where(vector.c.encoder_id == encoder_id)
+        with self._connect() as connection:
+            total = connection.scalar(select(func.count()).select_from(caption)) or 0
+            return total - (connection.scalar(done) or 0)
+
+    def file_vectors(
+        self, encoder_id: int, dim: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.float16]]:
+        """Return `int64[n]` file ids, ascending, and their `float16[n, dim]` vectors."""
+        return self._vectors(tables.file_vector, "file_id", encoder_id, dim)
+
+    def caption_vectors(
+        self, encoder_id: int, dim: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.float16]]:
+        """Return `int64[n]` caption ids, ascending, and their `float16[n, dim]` vectors."""
+        return self._vectors(tables.caption_vector, "caption_id", encoder_id, dim)
+
+    def file_hits(self, ranked: Sequence[tuple[int, float]]) -> tuple[Hit, ...]:
+        """Return hits for (file id, score) pairs, in their order; files gone since are left out."""
+        file = tables.file.c
+        columns = file.id, file.path, file.taken_at, file.width, file.height
+        ids = [id_ for id_, _ in ranked]
+        with self._connect() as connection:
+            rows = {
+                row.id: row
+                for part in _parts(ids)
+                for row in connection.execute(select(*columns).where(file.id.in_(part)))
+            }
+        found = [(rows[id_], score) for id_, score in ranked if id_ in rows]
+        return tuple(
+            Hit(rank, row.id, row.path, score, None, row.taken_at, row.width, row.height)
+            for rank, (row, score) in enumerate(found, 1)
+        )
+
+    def caption_hits(self, ranked: Sequence[tuple[int, float]]) -> tuple[Hit, ...]:
+        """Return hits for (caption id, score) pairs, each with the picture it belongs to."""
+        file, caption = tables.file.c, tables.caption.c
+        columns = (
+            caption.id.label("caption_id"),
+            caption.text,
+            file.id,
+            file.path,
+            file.taken_at,
+            file.width,
+            file.height,
+        )
+        joined = select(*columns).join_from(tables.caption, tables.file)
+        ids = [id_ for id_, _ in ranked]
+        with self._connect() as connection:
+            rows = {
+                row.caption_id: row
+                for part in _parts(ids)
+                for row in connection.execute(joined.where(caption.id.in_(part)))
+            }
+        found = [(rows[id_], score) for id_, score in ranked if id_ in rows]
+        return tuple(
+            Hit(rank, row.id, row.path, score, row.text, row.taken_at, row.width, row.height)
+            for rank, (row, score) in enumerate(found, 1)
+        )
+
+    def files_captioned_by(self, source: str) -> list[int]:
+        """Return the ids of the files that have a caption from this source."""
+        caption = tables.caption.c
+        statement = select(caption.file_id).where(caption.source == source).distinct()
+        with self._connect() as connection:
+            return list(connection.scalars(statement))
+
+    def problems(self) -> list[Problem]:
+        """Return every file that could not be indexed, by path."""
+        columns = tables.problem.c
+        statement = select(columns.path, columns.kind, columns.reason).order_by(columns.path)
+        with self._connect() as connection:
+            return [Problem(*row) for row in connection.execute(statement)]
+
+    def counts(self) -> Counts:
+        """Return how much the library holds."""
+        vector = tables.file_vector.c.vector
+        with self._connect() as connection:
+
+            def rows(table: Table) -> int:
+                return connection.scalar(select(func.count()).select_from(table)) or 0
+
+            return Counts(
+                files=rows(tables.file),
+                captions=rows(tables.caption),
+                problems=rows(tables.problem),
+                vectors=rows(tables.file_vector),
+                vector_bytes=connection.scalar(select(func.sum(func.length(vector)))) or 0,
+            )
+
+    def _migrate(self) -> None:
+        with self._connect() as connection:
+            steps = migrations.missing(migrations.applied(connection))
+        for step in steps:
+            with self._connect(immediate=True) as connection:
+                if step in migrations.missing(migrations.applied(connection)):
+                    logger.info("catalog %s: %s", self.path, step.__name__)
+                    migrations.apply_one(connection, step)
+
+    def _vectors(
+        self, table: Table, id_column: str, encoder_id: int, dim: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.float16]]:
+        key: Column[int] = table.c[id_column]
+        ours = table.c.encoder_id == encoder_id
+        with self._connect() as connection:
+            n = connection.scalar(select(func.count()).select_from(table).where(ours)) or 0
+            ids = np.empty(n, dtype=np.int64)
+            vectors = np.empty((n, dim), dtype="<f2")
+            statement = select(key, table.c.vector).where(ours).order_by(key)
+            rows = connection.execution_options(yield_per=4096).execute(statement)
+            for i, (id_, blob) in enumerate(rows):
+                if len(blob) != 2 * dim:
+                    raise StorageError(
+                        f"The catalog {self.path} is damaged: the vector of {id_column} {id_} has "
+                        f"{len(blob)} bytes, {2 * dim} were expected. Delete the library's folder "
+                        "and index again."
+                    )
+                ids[i] = id_
+                vectors[i] = np.frombuffer(blob, dtype="<f2")
+        return ids, vectors
+
+    @contextmanager
+    def _connect(self, *, immediate: bool = False) -> Iterator[Connection]:
+        with (
+            _as_mmsearch_errors(self.path),
+            self._engine.connect() as connection,
+            connection.execution_options(immediate=immediate).begin(),
+        ):
+            yield connection
+
+
+def _engine(path: Path, *, frozen: bool = False) -> Engine:
+    # A read-only place cannot hold the files WAL needs; SQLite reads it when told nobody writes.
+    uri = f"{path.absolute().as_uri()}?" + ("mode=ro&immutable=1" if frozen else "mode=rwc")
+    engine = create_engine(f"sqlite:///{uri}&uri=true", connect_args={"timeout": BUSY_TIMEOUT_S})
+
+    @event.listens_for(engine, "connect")
+    def set_up(connection: Any, _: object) -> None:  # noqa: ANN401
+        # SQLAlchemy, not the driver, begins transactions: the driver would leave DDL outside them.
+        connection.isolation_level = None
+        connection.execute("PRAGMA foreign_keys = ON")
+        if not frozen:
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = NORMAL")
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        immediate = connection.get_execution_options().get("immediate")
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
+
+    return engine
+
+
+@contextmanager
+def _as_mmsearch_errors(path: Path) -> Iterator[None]:
+    """Turn SQLite's own words into an instruction."""
+    try:
+        yield
+    except exc.DBAPIError as error:
+        words = str(error.orig).lower()
+        if "locked" in words or "busy" in words:
+            raise LibraryLocked(
+                f"The catalog {path} is in use by another process. Wait for it to finish, then "
+                "run the same command again."
+            ) from error
+        if "full" in words:
+            raise StorageError(
+                f"The disk that holds {path} is full. What was saved before is safe; free some "
+                "space and run the same command again."
+            ) from error
+        if "readonly" in words or "read-only" in words or "unable to open" in words:
+            raise StorageError(
+                f"The catalog {path} cannot be written or opened: {error.orig}. Check the "
+                "permissions of its folder."
+            ) from error
+        if "disk i/o" in words:
+            raise StorageError(
+                f"The disk that holds {path} failed to read or write. It may be full, unplugged or "
+                "failing; what was saved before is safe. Look at the disk, then run the same "
+                "command again."
+            ) from error
+        if "malformed" in words or "not a database" in words:
+            raise StorageError(
+                f"The catalog {path} is damaged ({error.orig}). Restore it from a backup, or move "
+                "its folder aside and run mmsearch index again; the pictures are untouched."
+            ) from error
+        raise
+
+
+def _parts(ids: Sequence[int]) -> Iterator[Sequence[int]]:
+    for start in range(0, len(ids), PARAMETERS_PER_STATEMENT):
+        yield ids[start : start + PARAMETERS_PER_STATEMENT]

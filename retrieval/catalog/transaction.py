@@ -1,0 +1,215 @@
+"""Writing to a catalog: everything one transaction can do."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import numpy as np
+from sqlalchemy import bindparam, delete, insert, select, update
+
+from mmsearch.retrieval.catalog import tables
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from sqlalchemy import Connection, Table
+
+    from mmsearch.retrieval.schema import Caption, EncoderSpec, Picture, Problem
+
+__all__ = ["Transaction"]
+
+
+class Transaction:
+    """Writes that happen together; obtained from `Catalog.write`."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._changed = False
+
+    def finish(self) -> None:
+        """Name the new state, if anything changed that an index depends on."""
+        if self._changed:
+            generation = tables.library.c.generation
+            number = (self._connection.scalar(select(generation)) or 0) + 1
+            stamp = f"{number}-{secrets.token_hex(4)}"
+            self._connection.execute(update(tables.library).values(generation=number, stamp=stamp))
+
+    def encoder_id(self, spec: EncoderSpec, location: str) -> int:
+        """Return the key of an encoder, making its row when it is new.
+
+        Args:
+            spec: what makes its vectors its own.
+            location: where it is loaded from at present.
+        """
+        fields = asdict(spec)
+        same = [tables.encoder.c[name] == value for name, value in fields.items()]
+        found = self._connection.scalar(select(tables.encoder.c.id).where(*same))
+        if found is None:
+            return self._insert(tables.encoder, fields | {"location": location})
+        known: int = found
+        moved = update(tables.encoder).where(tables.encoder.c.id == known)
+        self._connection.execute(moved.values(location=location))
+        return known
+
+    def activate(self, encoder_id: int) -> None:
+        """Answer queries with this encoder's vectors from now on and drop all others."""
+        self._changed = True
+        self._connection.execute(update(tables.library).values(encoder_id=encoder_id))
+        self._connection.execute(delete(tables.encoder).where(tables.encoder.c.id != encoder_id))
+
+    def put_file(self, picture: Picture, encoder_id: int, vector: NDArray[np.float32]) -> int:
+        """Add a picture with its `float32[dim]` vector, or replace what stood at its path.
+
+        Replacing content drops every vector of the old content. Returns the file's id.
+        """
+        file, vectors = tables.file.c, tables.file_vector.c
+        found = self._connection.execute(
+            select(file.id, file.sha256).where(file.path == picture.path)
+        ).one_or_none()
+        values = asdict(picture) | {"indexed_at": _now()}
+        if found is None:
+            id_ = self._insert(tables.file, values)
+        else:
+            id_, sha256 = found
+            self._connection.execute(update(tables.file).where(file.id == id_).values(**values))
+            stale = delete(tables.file_vector).where(vectors.file_id == id_)
+            if sha256 == picture.sha256:
+                stale = stale.where(vectors.encoder_id == encoder_id)
+            self._connection.execute(stale)
+        self._put_vectors(tables.file_vector, "file_id", encoder_id, [id_], vector[None])
+        self.resolve_problems([picture.path])
+        return id_
+
+    def refresh_file(self, id_: int, picture: Picture) -> None:
+        """Record a new place, time or side-car of a picture whose content is the same."""
+        values = asdict(picture)
+        self._connection.execute(
+            update(tables.file).where(tables.file.c.id == id_).values(**values)
+        )
+        self.resolve_problems([picture.path])
+
+    def files_with(self, sha256: bytes) -> list[int]:
+        """Return the ids of the pictures with this content."""
+        file = tables.file.c
+        return list(self._connection.scalars(select(file.id).where(file.sha256 == sha256)))
+
+    def vector_of(self, sha256: bytes, encoder_id: int) -> NDArray[np.float32] | None:
+        """Return the `float32[dim]` vector of any picture with this content, if there is one."""
+        vector, file = tables.file_vector.c, tables.file.c
+        statement = (
+            select(vector.vector)
+            .join(tables.file, vector.file_id == file.id)
+            .where(file.sha256 == sha256, vector.encoder_id == encoder_id)
+            .limit(1)
+        )
+        blob = self._connection.scalar(statement)
+        return None if blob is None else np.frombuffer(blob, dtype="<f2").astype(np.float32)
+
+    def remove_files(self, ids: Iterable[int]) -> None:
+        """Forget pictures, with their vectors and captions."""
+        rows = [{"key": id_} for id_ in ids]
+        if rows:
+            self._changed = True
+            gone = delete(tables.file).where(tables.file.c.id == bindparam("key"))
+            self._connection.execute(gone, rows)
+
+    def set_captions(
+        self, file_id: int, captions: Sequence[Caption], *, sources: Iterable[str] | None = None
+    ) -> None:
+        """Make `captions` the only ones of this picture from their sources.
+
+        Args:
+            file_id: the picture.
+            captions: what its sources say now; a text that another source already gave is kept
+                under that source.
+            sources: the sources that `captions` speaks for; those read with the picture itself
+                (side-cars, embedded metadata) when not given, so that captions from a captions
+                file stay.
+        """
+        columns = tables.caption.c
+        rows = self._connection.execute(
+            select(columns.id, columns.text, columns.source).where(columns.file_id == file_id)
+        ).all()
+        spoken_for = None if sources is None else set(sources)
+        # The first source that gives a text keeps it.
+        wanted = {caption.text: caption.source for caption in reversed(captions)}
+        stale = []
+        for id_, text, source in rows:
+            if source in spoken_for if spoken_for is not None else not source.startswith("file:"):
+                if wanted.get(text) == source:
+                    del wanted[text]
+                else:
+                    stale.append(id_)
+            else:
+                wanted.pop(text, None)
+        if stale:
+            self._changed = True
+            self._connection.execute(delete(tables.caption).where(columns.id.in_(stale)))
+        if wanted:
+            self._changed = True
+            self._connection.execute(
+                insert(tables.caption),
+                [
+                    {"file_id": file_id, "text": text, "source": source}
+                    for text, source in wanted.items()
+                ],
+            )
+
+    def put_caption_vectors(
+        self, encoder_id: int, ids: Sequence[int], vectors: NDArray[np.float32]
+    ) -> None:
+        """Store `float32[n, dim]` vectors of captions."""
+        self._put_vectors(tables.caption_vector, "caption_id", encoder_id, ids, vectors)
+
+    def put_problem(self, problem: Problem, size: int, mtime_ns: int) -> None:
+        """Record why a file cannot be indexed; whatever its path held before is forgotten."""
+        self.resolve_problems([problem.path])
+        old = self._connection.scalar(
+            select(tables.file.c.id).where(tables.file.c.path == problem.path)
+        )
+        if old is not None:
+            self.remove_files([old])
+        self._insert(
+            tables.problem,
+            {
+                "path": problem.path,
+                "size": size,
+                "mtime_ns": mtime_ns,
+                "kind": problem.kind,
+                "reason": problem.reason,
+                "seen_at": _now(),
+            },
+        )
+
+    def resolve_problems(self, paths: Iterable[str]) -> None:
+        """Forget problems of files that were indexed since, or are gone."""
+        for path in paths:
+            self._connection.execute(delete(tables.problem).where(tables.problem.c.path == path))
+
+    def _insert(self, table: Table, values: Mapping[str, object]) -> int:
+        result = self._connection.execute(insert(table).values(**values))
+        assert result.inserted_primary_key is not None
+        return int(result.inserted_primary_key[0])
+
+    def _put_vectors(
+        self,
+        table: Table,
+        id_column: str,
+        encoder_id: int,
+        ids: Sequence[int],
+        vectors: NDArray[np.float32],
+    ) -> None:
+        self._changed = True
+        rows = [
+            {"encoder_id": encoder_id, id_column: id_, "vector": row.tobytes()}
+            for id_, row in zip(ids, vectors.astype("<f2"), strict=True)
+        ]
+        self._connection.execute(insert(table), rows)
+
+
+def _now() -> datetime:
+    # SQLite keeps no time zone: the catalog's own times are UTC.
+    return datetime.now(UTC).replace(tzinfo=None)

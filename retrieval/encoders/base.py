@@ -1,0 +1,98 @@
+"""The contract every encoder keeps."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mmsearch.retrieval.media import load_rgb
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from PIL import Image
+
+    from mmsearch.retrieval.schema import EncoderSpec
+
+__all__ = ["Encoder"]
+
+
+class Encoder(ABC):
+    """Pictures and texts into one space, with the preprocessing that belongs to it.
+
+    Training, indexing and querying all use `prepare` and `encode_pixels`, so they cannot differ.
+    An implementation writes the underscored methods for one batch of clean input. Encoding is
+    safe from several threads.
+    """
+
+    batch_size = 32
+    """How many pictures or texts go through a tower at once."""
+
+    @property
+    @abstractmethod
+    def spec(self) -> EncoderSpec:
+        """What makes this encoder's vectors comparable with others."""
+
+    @property
+    @abstractmethod
+    def location(self) -> str:
+        """What `load_encoder` takes to get this encoder again: a bundled name or a path."""
+
+    @property
+    def dim(self) -> int:
+        """Length of a vector."""
+        return self.spec.dim
+
+    @property
+    @abstractmethod
+    def decode_size(self) -> int:
+        """Shortest side, in pixels, that decoding a picture must keep."""
+
+    @abstractmethod
+    def prepare(self, image: Image.Image) -> NDArray[Any]:
+        """Return one upright RGB picture as the array that `encode_pixels` stacks."""
+
+    def encode_pixels(self, pixels: Sequence[NDArray[Any]]) -> NDArray[np.float32]:
+        """Embed prepared pictures: `float32[n, dim]`, unit rows."""
+        return self._in_batches(pixels, lambda batch: self._encode_pixels(np.stack(batch)))
+
+    def encode_images(self, images: Sequence[Path | str | Image.Image]) -> NDArray[np.float32]:
+        """Embed pictures, given as paths or Pillow images: `float32[n, dim]`, unit rows.
+
+        Raises:
+            MediaError: a picture cannot be read; the message names it.
+        """
+        prepare_and_encode = self._encode_pixels
+
+        def encode(batch: Sequence[Path | str | Image.Image]) -> NDArray[np.float32]:
+            upright = (load_rgb(image, at_least=self.decode_size) for image in batch)
+            return prepare_and_encode(np.stack([self.prepare(image) for image in upright]))
+
+        return self._in_batches(images, encode)
+
+    def encode_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Embed texts: `float32[n, dim]`, unit rows; what exceeds the tower's length is cut off."""
+        if isinstance(texts, str):
+            raise TypeError("encode_texts takes a list of texts; wrap a single one: [text]")
+        return self._in_batches(texts, self._encode_texts)
+
+    @abstractmethod
+    def _encode_pixels(self, pixels: NDArray[Any]) -> NDArray[np.float32]: ...
+
+    @abstractmethod
+    def _encode_texts(self, texts: Sequence[str]) -> NDArray[np.float32]: ...
+
+    def _in_batches(self, items: Sequence[Any], encode: Any) -> NDArray[np.float32]:  # noqa: ANN401
+        parts = [
+            encode(items[start : start + self.batch_size])
+            for start in range(0, len(items), self.batch_size)
+        ]
+        if not parts:
+            return np.empty((0, self.dim), dtype=np.float32)
+        vectors: NDArray[np.float32] = np.concatenate(parts).astype(np.float32, copy=False)
+        # Unit length is this contract's promise, whatever precision the tower worked in.
+        vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+        return vectors

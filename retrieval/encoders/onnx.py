@@ -1,0 +1,157 @@
+"""Dual encoders in ONNX: a folder with two towers, a tokenizer and `encoder.json`.
+
+`encoder.json` names the files and their SHA-256, the vector's length and the image transform:
+
+    {"format": 1, "kind": "onnx", "name": "compact", "revision": "1", "dim": 256,
+     "image": {"file": "image.onnx",
+               "preprocess": {"size": 224, "resize": "stretch", "interpolation": "bicubic"}},
+     "text": {"file": "text.onnx", "tokenizer": "tokenizer.json", "max_tokens": 64},
+     "sha256": {"image.onnx": "…", "text.onnx": "…", "tokenizer.json": "…"}}
+
+The image tower reads `pixels` uint8[n, size, size, 3], the text tower `input_ids` and
+`attention_mask` int64[n, t]; both return `embedding` float32[n, dim].
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mmsearch.errors import ModelError
+from mmsearch.retrieval.encoders.base import Encoder
+from mmsearch.retrieval.preprocess import ImagePreprocess
+from mmsearch.retrieval.schema import EncoderSpec
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from PIL import Image
+
+__all__ = ["OnnxEncoder"]
+
+FORMAT = 1
+
+
+class OnnxEncoder(Encoder):
+    """An encoder folder run by ONNX Runtime on the CPU; each tower loads when first used."""
+
+    def __init__(self, folder: Path, *, location: str | None = None) -> None:
+        self.folder = folder
+        self._location = location or str(folder.absolute())
+        try:
+            config = json.loads((folder / "encoder.json").read_text(encoding="utf-8"))
+            if config["format"] != FORMAT or config["kind"] != "onnx":
+                raise ModelError(
+                    f"{folder} holds an encoder of kind {config['kind']!r}, format "
+                    f"{config['format']}; this version reads kind 'onnx', format {FORMAT}. "
+                    "Run: pip install --upgrade mmsearch"
+                )
+            self._preprocess = ImagePreprocess.from_json(config["image"]["preprocess"])
+            self._files = {
+                "image": str(config["image"]["file"]),
+                "text": str(config["text"]["file"]),
+                "tokenizer": str(config["text"]["tokenizer"]),
+            }
+            self._max_tokens = int(config["text"]["max_tokens"])
+            self._sha256 = {name: str(config["sha256"][name]) for name in self._files.values()}
+            self._spec = EncoderSpec(
+                kind="onnx",
+                name=str(config["name"]),
+                revision=str(config["revision"]),
+                weights_sha256=_fingerprint(self._sha256),
+                preprocessing=json.dumps(self._preprocess.to_json(), sort_keys=True),
+                dim=int(config["dim"]),
+            )
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ModelError(
+                f"The encoder folder {folder} cannot be used: encoder.json is incomplete or "
+                f"damaged ({error!r}). Get the folder again."
+            ) from error
+        self._lock = Lock()
+
+    @property
+    def spec(self) -> EncoderSpec:
+        """Name, revision and fingerprints, as `encoder.json` states them."""
+        return self._spec
+
+    @property
+    def location(self) -> str:
+        """Name of a bundled encoder, otherwise the folder's path."""
+        return self._location
+
+    @property
+    def decode_size(self) -> int:
+        """Twice the side of the tower's input."""
+        return self._preprocess.decode_size
+
+    def prepare(self, image: Image.Image) -> NDArray[np.uint8]:
+        """Return `uint8[size, size, 3]`."""
+        return self._preprocess(image)
+
+    def _encode_pixels(self, pixels: NDArray[Any]) -> NDArray[np.float32]:
+        embedding: NDArray[np.float32] = self._image_tower.run(None, {"pixels": pixels})[0]
+        return embedding
+
+    def _encode_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        encodings = self._tokenizer.encode_batch(list(texts))
+        feed = {
+            "input_ids": np.array([e.ids for e in encodings], dtype=np.int64),
+            "attention_mask": np.array([e.attention_mask for e in encodings], dtype=np.int64),
+        }
+        embedding: NDArray[np.float32] = self._text_tower.run(None, feed)[0]
+        return embedding
+
+    @cached_property
+    def _image_tower(self) -> Any:  # noqa: ANN401
+        return self._load("image", _session)
+
+    @cached_property
+    def _text_tower(self) -> Any:  # noqa: ANN401
+        return self._load("text", _session)
+
+    @cached_property
+    def _tokenizer(self) -> Any:  # noqa: ANN401
+        from tokenizers import Tokenizer
+
+        tokenizer = self._load("tokenizer", Tokenizer.from_buffer)
+        tokenizer.enable_truncation(self._max_tokens)
+        tokenizer.enable_padding()
+        return tokenizer
+
+    def _load(self, part: str, make: Any) -> Any:  # noqa: ANN401
+        """Read one file, check it against its hash and hand the very bytes checked to `make`."""
+        path = self.folder / self._files[part]
+        with self._lock:
+            try:
+                data = path.read_bytes()
+            except OSError as error:
+                raise ModelError(
+                    f"The encoder {self._spec.label} lacks {path}. Get its folder again."
+                ) from error
+            if hashlib.sha256(data).hexdigest() != self._sha256[path.name]:
+                raise ModelError(
+                    f"{path} is not the file this encoder was published with (its SHA-256 "
+                    "differs): it is damaged or was altered. Get the folder again."
+                )
+            return make(data)
+
+
+def _session(data: bytes) -> Any:  # noqa: ANN401
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    # Threads that spin while they wait would take the cores that decode pictures.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+
+
+def _fingerprint(sha256: dict[str, str]) -> str:
+    lines = "".join(f"{sha256[name]}  {name}\n" for name in sorted(sha256))
+    return hashlib.sha256(lines.encode()).hexdigest()

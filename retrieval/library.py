@@ -1,0 +1,248 @@
+"""A library: a folder of pictures, and beside them the catalog and the indexes made from it.
+
+    photos/                     the user's pictures, never written to
+      .mmsearch/                the library's folder
+        catalog.sqlite          the truth
+        index/images-7-9f3c21aa.faiss     derived; named after the catalog's state
+        lock                    held by the one process that indexes
+
+Paths in the catalog are relative to the pictures, so the whole folder can be moved. Where the
+pictures' folder cannot be written to, the library's folder lies in the user's data directory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mmsearch import indexes
+from mmsearch.errors import LibraryLocked, LibraryNotFound, StorageError
+from mmsearch.retrieval.catalog import Catalog
+from mmsearch.retrieval.schema import Target
+
+if TYPE_CHECKING:
+    from mmsearch.indexes import VectorIndex
+
+__all__ = ["ENVIRONMENT", "FOLDER", "Library", "find_library"]
+
+logger = logging.getLogger(__name__)
+
+FOLDER = ".mmsearch"
+ENVIRONMENT = "MMSEARCH_LIBRARY"
+CATALOG = "catalog.sqlite"
+
+
+class Library:
+    """One library on disk.
+
+    Attributes:
+        root: the folder of pictures.
+        folder: the library's own folder.
+        catalog: its catalog.
+    """
+
+    def __init__(self, root: Path, folder: Path, catalog: Catalog) -> None:
+        self.root = root
+        self.folder = folder
+        self.catalog = catalog
+
+    @classmethod
+    def open(cls, path: Path) -> Library:
+        """Open the library of a folder of pictures (or the library's own folder).
+
+        Raises:
+            LibraryNotFound: there is none.
+            LibraryTooNew: a later version of mmsearch made it.
+            StorageError: its catalog is damaged.
+        """
+        folder = _library_folder(path)
+        if folder is None:
+            missing = "" if path.exists() else " (the folder does not exist)"
+            raise LibraryNotFound(
+                f"There is no library at {path}{missing}. Make one with: mmsearch index {path}"
+            )
+        catalog = Catalog.open(folder / CATALOG)
+        return cls(catalog.library().root or folder.parent, folder, catalog)
+
+    @classmethod
+    def create(cls, root: Path) -> Library:
+        """Open the library of `root`, making an empty one where there is none.
+
+        Raises:
+            StorageError: neither the folder nor the user's data directory can be written to.
+        """
+        root = root.absolute()
+        folder = _library_folder(root)
+        beside = root / FOLDER
+        if folder is None:
+            folder = beside
+            try:
+                folder.mkdir(exist_ok=True)
+            except OSError as reason:
+                folder = _folder_elsewhere(root)
+                logger.info("%s cannot be written to (%s): using %s", root, reason, folder)
+                try:
+                    folder.mkdir(parents=True, exist_ok=True)
+                except OSError as error:
+                    raise StorageError(
+                        f"A library for {root} can be made neither there ({reason.strerror}) nor "
+                        f"at {folder} ({error.strerror})."
+                    ) from error
+        catalog = Catalog.create(folder / CATALOG, root=None if folder == beside else root)
+        return cls(root, folder, catalog)
+
+    @property
+    def model(self) -> str | None:
+        """What `load_encoder` takes to get this library's encoder; None before any indexing."""
+        return self.catalog.library().model
+
+    def close(self) -> None:
+        """Release the catalog."""
+        self.catalog.close()
+
+    @contextmanager
+    def indexing(self) -> Iterator[None]:
+        """Be the one process that indexes this library.
+
+        Raises:
+            LibraryLocked: another one is at it.
+        """
+        from filelock import FileLock, Timeout
+
+        lock = FileLock(self.folder / "lock")
+        try:
+            lock.acquire(blocking=False)
+        except Timeout as error:
+            raise LibraryLocked(
+                f"Another mmsearch is indexing {self.root}. Queries work meanwhile; run this "
+                "command again when it has finished."
+            ) from error
+        except OSError as error:
+            raise StorageError(
+                f"The library {self.folder} cannot be written to: {error.strerror}."
+            ) from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def open_index(self, target: Target, stamp: str | None = None) -> VectorIndex:
+        """Return the index of the pictures or the captions in the catalog's present state.
+
+        The file is opened where it is current, otherwise made anew from the catalog and saved;
+        where saving is impossible the index serves from memory.
+        """
+        row = self.catalog.library()
+        if row.encoder is None or row.encoder_id is None:
+            raise LibraryNotFound(
+                f"The library at {self.root} holds nothing yet. Run: mmsearch index {self.root}"
+            )
+        path = self.folder / "index" / f"{target.value}-{stamp or row.stamp}.faiss"
+        if path.is_file():
+            try:
+                return indexes.open(path)
+            except indexes.IndexFileError as error:
+                logger.warning("%s; making it anew from the catalog", error)
+        read = {
+            Target.IMAGES: self.catalog.file_vectors,
+            Target.CAPTIONS: self.catalog.caption_vectors,
+        }[target]
+        index = indexes.build(*read(row.encoder_id, row.encoder.dim))
+        self._save(index, path, target)
+        return index
+
+    def _save(self, index: VectorIndex, path: Path, target: Target) -> None:
+        try:
+            path.parent.mkdir(exist_ok=True)
+            index.save(path)
+        except (OSError, RuntimeError) as error:
+            logger.warning("the index cannot be saved (%s); it serves from memory", error)
+            return
+        for other in path.parent.glob(f"{target.value}-*.faiss"):
+            if other != path:
+                # Still mapped by another process on Windows: the next save removes it.
+                with suppress(OSError):
+                    other.unlink()
+
+
+def find_library(given: Path | None = None) -> tuple[Path, str]:
+    """Return the path of the library that should answer, and how it was found.
+
+    In this order: `given`, the environment variable MMSEARCH_LIBRARY, the nearest library in the
+    working directory or above, the only library in a folder directly below, and the library that
+    this user indexed last.
+
+    Raises:
+        LibraryNotFound: none of these leads to a library.
+    """
+    if given is not None:
+        return given, "given"
+    if os.environ.get(ENVIRONMENT):
+        return Path(os.environ[ENVIRONMENT]).expanduser(), ENVIRONMENT
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        if _library_folder(folder) is not None:
+            return folder, "here"
+    below = _libraries_below(here)
+    if len(below) == 1:
+        return below[0], "below"
+    if below:
+        names = ", ".join(sorted(path.name for path in below))
+        raise LibraryNotFound(
+            f"There are several libraries below {here}: {names}. Choose one with --library."
+        )
+    last = _last_library_file()
+    with suppress(OSError, UnicodeDecodeError):
+        path = Path(os.fsdecode(last.read_bytes()))
+        if _library_folder(path) is not None:
+            return path, "last"
+    raise LibraryNotFound(
+        f"There is no library in {here}, above it or directly below it. Make one with: "
+        "mmsearch index FOLDER, or name one with --library."
+    )
+
+
+def remember_library(root: Path) -> None:
+    """Make this the library that answers where no other is nearer."""
+    path = _last_library_file()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(os.fsencode(root.absolute()))
+    except OSError as error:
+        logger.info("the last library is not remembered: %s", error)
+
+
+def _library_folder(path: Path) -> Path | None:
+    """Return the library's folder for a path that names the pictures or that folder itself."""
+    for folder in (path / FOLDER, path):
+        if (folder / CATALOG).is_file():
+            return folder
+    elsewhere = _folder_elsewhere(path)
+    return elsewhere if (elsewhere / CATALOG).is_file() else None
+
+
+def _libraries_below(folder: Path) -> list[Path]:
+    try:
+        entries = [entry for entry in os.scandir(folder) if entry.is_dir()]
+    except OSError:
+        return []
+    folders = (Path(entry.path) for entry in entries)
+    return [path for path in folders if (path / FOLDER / CATALOG).is_file()]
+
+
+def _folder_elsewhere(root: Path) -> Path:
+    from platformdirs import user_data_path
+
+    name = hashlib.sha256(os.fsencode(root.absolute().resolve())).hexdigest()[:16]
+    return user_data_path("mmsearch", appauthor=False) / "libraries" / name
+
+
+def _last_library_file() -> Path:
+    from platformdirs import user_state_path
+
+    return user_state_path("mmsearch", appauthor=False) / "last-library"

@@ -1,0 +1,174 @@
+"""Pictures from files: bytes in, an upright RGB picture out.
+
+Opening reads the header only; nothing is decoded before its size was checked. Every picture that
+cannot be read raises `MediaError` with a `kind` that the catalog records.
+"""
+
+from __future__ import annotations
+
+import io
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from mmsearch.errors import MediaError
+
+__all__ = [
+    "MAX_FILE_BYTES",
+    "MAX_PIXELS",
+    "SUFFIXES",
+    "load_rgb",
+    "open_picture",
+    "orientation",
+    "read_bytes",
+    "upright_rgb",
+]
+
+_ENDINGS = "jpg jpeg jpe jfif png webp gif bmp tif tiff heic heif hif avif jp2 ppm pgm pbm pnm"
+SUFFIXES = frozenset(f".{ending}" for ending in _ENDINGS.split())
+"""File name endings (lower case) of what is taken for a picture; the content decides the rest."""
+
+MAX_PIXELS = 256 * 1024 * 1024
+"""Pictures with more pixels are not decoded: 768 MiB of RGB, more than any camera makes."""
+
+MAX_FILE_BYTES = 1 << 30
+"""Larger files are not read: a picture is held in memory while it is decoded."""
+
+EXIF_ORIENTATION = 0x0112
+
+
+def read_bytes(path: Path) -> bytes:
+    """Return the file's bytes; raise `MediaError` where there is nothing to decode."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_FILE_BYTES + 1)
+    except FileNotFoundError as error:
+        raise MediaError("vanished", "the file disappeared while it was being read") from error
+    except OSError as error:
+        raise MediaError("unreadable", f"the file cannot be read: {error.strerror}") from error
+    if not data:
+        raise MediaError("empty", "the file has zero bytes")
+    if len(data) > MAX_FILE_BYTES:
+        limit = f"{MAX_FILE_BYTES >> 20} MiB"
+        raise MediaError("too-large", f"the file is larger than {limit}, the most that is read")
+    return data
+
+
+def open_picture(data: bytes) -> Image.Image:
+    """Open a picture by its header, without decoding it.
+
+    Raises:
+        MediaError: the bytes are no picture (`not-an-image`) or one with more than `MAX_PIXELS`
+            pixels (`too-large`).
+    """
+    _register_heif()
+    try:
+        image = Image.open(io.BytesIO(data))
+    except Image.DecompressionBombError as error:
+        raise MediaError("too-large", str(error)) from error
+    except UnidentifiedImageError as error:
+        raise MediaError("not-an-image", _describe(data)) from error
+    except Exception as error:
+        raise MediaError("damaged", f"the header cannot be read: {error}") from error
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise MediaError(
+            "too-large",
+            f"{width}×{height} is {width * height / 1e6:,.0f} megapixels; "
+            f"at most {MAX_PIXELS / 1e6:,.0f} are decoded",
+        )
+    return image
+
+
+def orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation, 1 (upright) to 8; 1 where it is missing or nonsense."""
+    try:
+        value = image.getexif().get(EXIF_ORIENTATION, 1)
+    except Exception:
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def upright_rgb(image: Image.Image, *, at_least: int | None = None) -> Image.Image:
+    """Decode an opened picture to RGB, upright, its first frame, transparency over white.
+
+    Args:
+        image: what `open_picture` returned.
+        at_least: shortest side in pixels that is enough; lets the JPEG decoder skip detail by
+            working at 1/2, 1/4 or 1/8 scale.
+
+    Raises:
+        MediaError: the file ends early (`truncated`) or is damaged in another way (`damaged`).
+    """
+    turn = orientation(image)
+    try:
+        if at_least is not None:
+            image.draft(None, (at_least, at_least))
+        image.seek(0)
+        image.load()
+        rgb = _to_rgb(image)
+        if turn != 1:
+            # The turn is applied by hand because some formats (HEIC) come upright already and say
+            # so by dropping the tag, while others lose the tag in the conversion above.
+            rgb.getexif()[EXIF_ORIENTATION] = turn
+            rgb = ImageOps.exif_transpose(rgb)
+    except MemoryError as error:
+        raise MediaError("too-large", "there is not enough memory to decode it") from error
+    except Exception as error:
+        text = str(error)
+        kind = "truncated" if "truncated" in text or "unexpected end" in text.lower() else "damaged"
+        raise MediaError(kind, text or type(error).__name__) from error
+    return rgb
+
+
+def load_rgb(source: Path | str | Image.Image, *, at_least: int | None = None) -> Image.Image:
+    """Return an upright RGB picture from a path, or from a picture the caller opened."""
+    if isinstance(source, Image.Image):
+        return upright_rgb(source)
+    try:
+        return upright_rgb(open_picture(read_bytes(Path(source))), at_least=at_least)
+    except MediaError as error:
+        raise MediaError(error.kind, f"{source}: {error}") from error
+
+
+@cache
+def _register_heif() -> None:
+    from pillow_heif import register_heif_opener
+
+    register_heif_opener(thumbnails=False)
+
+
+def _describe(data: bytes) -> str:
+    start = data[:256].lstrip().lower()
+    if start.startswith((b"<!doctype html", b"<html")):
+        return "not an image: the file holds a web page"
+    if start.startswith((b"<svg", b"<?xml")):
+        return "not an image that is read here: the file holds XML or SVG"
+    return "not an image in any format that is read here"
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB":
+        return image.copy()
+    if image.mode.startswith("I") or image.mode == "F":
+        return _high_depth_to_rgb(image)
+    if image.mode in {"RGBA", "LA", "PA", "La", "RGBa"} or "transparency" in image.info:
+        layer = image.convert("RGBA")
+        ground = Image.new("RGB", layer.size, "white")
+        ground.paste(layer, mask=layer.getchannel("A"))
+        return ground
+    return image.convert("RGB")
+
+
+def _high_depth_to_rgb(image: Image.Image) -> Image.Image:
+    # Pillow's own conversion clips 16-bit grey at 255, which turns photos white.
+    values = np.asarray(image, dtype=np.float32)
+    if image.mode.startswith("I;16"):
+        values = values / 257.0
+    else:
+        low, high = float(values.min()), float(values.max())
+        if low < 0 or high > 255:
+            values = (values - low) * (255.0 / max(high - low, 1e-9))
+    return Image.fromarray(values.clip(0, 255).round().astype(np.uint8), "L").convert("RGB")

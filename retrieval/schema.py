@@ -1,0 +1,186 @@
+"""The values that travel between modules and out to callers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+__all__ = ["Caption", "EncoderSpec", "Hit", "Picture", "Problem", "Query", "Results", "Target"]
+
+
+class Target(StrEnum):
+    """What a query looks for."""
+
+    IMAGES = "images"
+    CAPTIONS = "captions"
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderSpec:
+    """What makes the vectors of two encoders comparable: all of it equal.
+
+    Attributes:
+        kind: the loader (`onnx`).
+        name: what the user calls it (`compact`, or the name its folder gives it).
+        revision: the encoder's own version.
+        weights_sha256: fingerprint of every file that vectors depend on.
+        preprocessing: the image transform, as canonical JSON.
+        dim: length of a vector.
+    """
+
+    kind: str
+    name: str
+    revision: str
+    weights_sha256: str
+    preprocessing: str
+    dim: int
+
+    @property
+    def label(self) -> str:
+        """Name and revision, for people: `compact@1`."""
+        return f"{self.name}@{self.revision}"
+
+
+@dataclass(frozen=True, slots=True)
+class Caption:
+    """A sentence about a picture and where it was found (`sidecar`, `xmp`, `file:pairs.tsv` …)."""
+
+    text: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A file of the library, as its own bytes describe it.
+
+    Attributes:
+        path: relative to the library's root, with forward slashes.
+        sha256: hash of the whole content.
+        width: upright width in pixels.
+        height: upright height in pixels.
+        orientation: EXIF orientation, 1 (stored upright) to 8.
+        taken_at: local time by the camera's clock.
+        latitude: degrees, north positive.
+        longitude: degrees, east positive.
+        sidecars: fingerprint of the files beside it that hold captions.
+    """
+
+    path: str
+    size: int
+    mtime_ns: int
+    sha256: bytes
+    format: str
+    width: int
+    height: int
+    orientation: int
+    taken_at: datetime | None
+    latitude: float | None
+    longitude: float | None
+    camera: str | None
+    sidecars: str
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A file that could not be indexed: not read again until its size or time changes."""
+
+    path: str
+    kind: str
+    reason: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as JSON values."""
+        return {"path": self.path, "kind": self.kind, "reason": self.reason}
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """A question: words or a picture, and what to look for."""
+
+    text: str | None = None
+    image: str | None = None
+    to: Target = Target.IMAGES
+
+    def to_json(self) -> str | dict[str, str]:
+        """Return the words alone, or an object where a picture is asked about."""
+        if self.image is None:
+            return self.text or ""
+        return {"image": self.image}
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """One answer.
+
+    Attributes:
+        rank: 1 for the best.
+        id: the picture's key in the catalog.
+        path: relative to the library's root, with forward slashes.
+        score: cosine similarity in [-1, 1], higher is better.
+        caption: the caption that was found, when captions were asked for.
+        taken_at: when the picture was taken, by its own metadata (local time).
+        width: upright width in pixels.
+        height: upright height in pixels.
+    """
+
+    rank: int
+    id: int
+    path: str
+    score: float
+    caption: str | None = None
+    taken_at: datetime | None = None
+    width: int | None = None
+    height: int | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return one element of `results` in `query --json`."""
+        fields: dict[str, Any] = {"rank": self.rank, "path": self.path, "score": self.score}
+        if self.caption is not None:
+            fields["caption"] = self.caption
+        return fields | {
+            "taken": self.taken_at.isoformat() if self.taken_at else None,
+            "width": self.width,
+            "height": self.height,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """The answer to one query.
+
+    Attributes:
+        hits: best first.
+        exact: whether every candidate was compared; otherwise some may have been missed.
+        took_ms: milliseconds from question to answer, embedding the query included.
+        considered: how many pictures (or captions) the answer was chosen from.
+    """
+
+    query: Query
+    library: Path
+    model: str
+    hits: tuple[Hit, ...]
+    exact: bool
+    took_ms: float
+    considered: int
+    schema: int = field(default=1, init=False)
+
+    def file(self, hit: Hit) -> Path:
+        """Return the absolute path of a hit's picture."""
+        return self.library / hit.path
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the object that `query --json` prints."""
+        return {
+            "schema": self.schema,
+            "query": self.query.to_json(),
+            "to": self.query.to.value,
+            "library": str(self.library),
+            "model": self.model,
+            "search": "exact" if self.exact else "approximate",
+            "took_ms": round(self.took_ms, 2),
+            "considered": self.considered,
+            "results": [hit.to_json() for hit in self.hits],
+        }
