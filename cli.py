@@ -57,10 +57,6 @@ def main() -> None:
             raise
         _say(f"mmsearch: {error}")
         sys.exit(error.exit_code)
-    except BrokenPipeError:
-        # The reader (head, less) has seen enough; keep the interpreter from complaining at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
 
 
 def _version(value: bool) -> None:
@@ -129,8 +125,9 @@ def index(
                 progress=follow,
             )
         except KeyboardInterrupt:
+            saved = f"{last.done:,} of {last.total:,} new or changed {last.stage}"
             _say(
-                f"Interrupted. Saved: {last.done:,} of {last.total:,} new or changed {last.stage}. "
+                f"Interrupted. Saved: {saved if last.total else 'nothing new yet'}. "
                 "Run the same command to continue."
             )
             raise typer.Exit(EXIT_INTERRUPTED) from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -37,10 +38,13 @@ class ExactIndex(VectorIndex):
     def open(cls, path: Path, *, mmap: bool = True) -> ExactIndex:
         """Read what `save` wrote, into memory: the reference has no use for a map."""
         try:
-            with np.load(path, allow_pickle=False) as arrays:
+            # `np.load` of a path would leave the file open where it is no archive.
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 ids, vectors = arrays["ids"], arrays["vectors"]
-        except (OSError, ValueError, KeyError, EOFError) as error:
+        except (OSError, ValueError, TypeError, KeyError, EOFError, BadZipFile) as error:
             raise IndexFileError(f"{path} is not an exact index: {error}") from error
+        if vectors.ndim != 2 or ids.shape != vectors.shape[:1]:
+            raise IndexFileError(f"{path} is not an exact index: its arrays do not fit together")
         index = cls(vectors.shape[1])
         index._ids, index._vectors = ids, vectors
         return index

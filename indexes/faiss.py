@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = ["FaissIndex"]
+
+_MARK = b"mmsearch"
+"""Ends a file, before the length of what FAISS wrote: FAISS maps torn files, and may crash."""
 
 
 class FaissIndex(VectorIndex):
@@ -41,6 +45,8 @@ class FaissIndex(VectorIndex):
         """Write a FAISS file, replacing what was there in one step."""
         with replacing(path) as temporary:
             faiss.write_index(self._index, str(temporary))
+            with temporary.open("ab") as file:
+                file.write(_ending(file.tell()))
 
     @classmethod
     def open(cls, path: Path, *, mmap: bool = True) -> FaissIndex:
@@ -49,6 +55,15 @@ class FaissIndex(VectorIndex):
         Raises:
             IndexFileError: the file is missing, torn or holds another kind of index.
         """
+        try:
+            with path.open("rb") as file:
+                length = file.seek(0, os.SEEK_END) - len(_ending(0))
+                file.seek(max(0, length))
+                whole = length > 0 and file.read() == _ending(length)
+        except OSError as error:
+            raise IndexFileError(f"{path} cannot be read: {error.strerror}") from error
+        if not whole:
+            raise IndexFileError(f"{path} is torn, or no index of mmsearch")
         # IO_FLAG_MMAP would map inverted lists only and read all of a flat index.
         flags = faiss.IO_FLAG_MMAP_IFC if mmap else 0
         try:
@@ -56,7 +71,11 @@ class FaissIndex(VectorIndex):
         except RuntimeError as error:
             raise IndexFileError(f"{path} cannot be read: {error}") from error
         flat = faiss.downcast_index(loaded.index) if isinstance(loaded, faiss.IndexIDMap) else None
-        if not isinstance(flat, faiss.IndexScalarQuantizer):
+        if not (
+            isinstance(flat, faiss.IndexScalarQuantizer)
+            and flat.sq.qtype == faiss.ScalarQuantizer.QT_fp16
+            and flat.metric_type == faiss.METRIC_INNER_PRODUCT
+        ):
             raise IndexFileError(f"{path} holds a {type(loaded).__name__}, not the index expected")
         index = cls.__new__(cls)
         VectorIndex.__init__(index, loaded.d)
@@ -95,3 +114,7 @@ class FaissIndex(VectorIndex):
         if self._mapped:
             self._index = faiss.deserialize_index(faiss.serialize_index(self._index))
             self._mapped = False
+
+
+def _ending(length: int) -> bytes:
+    return _MARK + length.to_bytes(8, "little")

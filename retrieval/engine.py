@@ -7,7 +7,7 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING
 
-from mmsearch.errors import MediaError, ModelMismatch, QueryError
+from mmsearch.errors import MediaError, ModelError, ModelMismatch, QueryError
 from mmsearch.retrieval.encoders import DEFAULT_MODEL, load_encoder
 from mmsearch.retrieval.library import Library
 from mmsearch.retrieval.schema import Query, Results, Target
@@ -144,7 +144,15 @@ def open_engine(path: Path | str, *, model: str | Path | Encoder | None = None) 
 
     Raises:
         LibraryNotFound: the folder was never indexed.
+        ModelError: the library's encoder is no longer where it was.
         ModelMismatch: the library was built with another encoder, or another revision of it.
     """
     library = Library.open(Path(path))
-    return SearchEngine(library, load_encoder(model or library.model or DEFAULT_MODEL))
+    try:
+        encoder = load_encoder(model or library.model or DEFAULT_MODEL)
+    except ModelError as error:
+        raise ModelError(
+            f"{error} The library at {library.root} was built with it; if its folder was moved, "
+            f"run: mmsearch index {library.root} --model NEW_FOLDER"
+        ) from error
+    return SearchEngine(library, encoder)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +13,7 @@ import numpy as np
 
 from mmsearch.errors import MediaError, SourceError
 from mmsearch.retrieval.encoders import DEFAULT_MODEL, Encoder, load_encoder
+from mmsearch.retrieval.media import load_rgb
 from mmsearch.retrieval.metrics import (
     first_relevant_rank,
     mean_reciprocal_rank,
@@ -18,11 +21,14 @@ from mmsearch.retrieval.metrics import (
     recall_at,
 )
 from mmsearch.retrieval.pairs import Pair, read_pairs
+from mmsearch.retrieval.scan import scan
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = ["Evaluation", "Retrieval", "evaluate", "evaluate_vectors"]
+
+logger = logging.getLogger(__name__)
 
 QUERIES_AT_ONCE = 1024
 """Rows of the score matrix held in memory."""
@@ -103,20 +109,18 @@ def evaluate(
     """
     source, folder = Path(pairs), Path(images)
     rows = read_pairs(source)
-    paths = [_picture(folder, source, pair) for pair in rows]
-    if gallery:
-        from mmsearch.retrieval.scan import scan
-
-        paths += [folder / path for path in scan(folder).files]
-    number = {path: i for i, path in enumerate(dict.fromkeys(map(_same_file, paths)))}
+    named = [_picture(folder, source, pair).resolve() for pair in rows]
+    others = [(folder / path).resolve() for path in scan(folder).files] if gallery else []
+    asked = list(dict.fromkeys(named))
+    more = list(dict.fromkeys(path for path in others if path not in set(asked)))
     encoder = load_encoder(model)
-    texts = [pair.caption for pair in rows]
-    image_of = np.array([number[_same_file(path)] for path in paths[: len(rows)]])
     notify = progress or (lambda *_: None)
-    image_vectors = _embed("pictures", encoder.encode_images, list(number), encoder, notify)
-    text_vectors = _embed("captions", encoder.encode_texts, texts, encoder, notify)
+    image_vectors = _embed_pictures(encoder, asked, more, notify)
+    text_vectors = _embed_texts(encoder, [pair.caption for pair in rows], notify)
+    number = {path: i for i, path in enumerate(asked)}
+    image_of = np.array([number[path] for path in named])
     to_image, to_text = evaluate_vectors(image_vectors, text_vectors, image_of)
-    return Evaluation(encoder.spec.label, len(number), len(texts), to_image, to_text)
+    return Evaluation(encoder.spec.label, len(image_vectors), len(rows), to_image, to_text)
 
 
 def evaluate_vectors(
@@ -152,35 +156,48 @@ def _ranks(
     return np.concatenate(parts)
 
 
-def _embed(
-    what: str,
-    encode: Callable[[Any], NDArray[np.float32]],
-    items: Sequence[Any],
-    encoder: Encoder,
-    progress: Callable[[str, int, int], None],
+def _embed_pictures(
+    encoder: Encoder, asked: list[Path], more: list[Path], progress: Callable[[str, int, int], None]
 ) -> NDArray[np.float32]:
-    parts = []
-    for start in range(0, len(items), encoder.batch_size):
-        progress(what, start, len(items))
+    """Return one row for each picture that is asked about, then one for each readable other."""
+    rows: list[NDArray[np.float32]] = []
+    batch: list[NDArray[Any]] = []
+    for i, path in enumerate(asked + more):
         try:
-            parts.append(encode(items[start : start + encoder.batch_size]))
+            batch.append(encoder.prepare(load_rgb(path, at_least=encoder.decode_size)))
         except MediaError as error:
-            raise SourceError(
-                f"A picture of the evaluation cannot be read: {error}. Mend it, or delete its rows."
-            ) from error
-    progress(what, len(items), len(items))
-    return np.concatenate(parts)
+            if i < len(asked):
+                raise SourceError(
+                    f"A picture of the evaluation cannot be read: {error}. Mend it, or delete its "
+                    "rows."
+                ) from error
+            logger.warning("left out of the gallery: %s", error)
+        if len(batch) == encoder.batch_size:
+            rows.append(encoder.encode_pixels(batch))
+            batch = []
+            progress("pictures", i + 1, len(asked) + len(more))
+    rows.append(encoder.encode_pixels(batch))
+    progress("pictures", len(asked) + len(more), len(asked) + len(more))
+    return np.concatenate(rows)
+
+
+def _embed_texts(
+    encoder: Encoder, texts: Sequence[str], progress: Callable[[str, int, int], None]
+) -> NDArray[np.float32]:
+    rows = []
+    for start in range(0, len(texts), encoder.batch_size):
+        progress("captions", start, len(texts))
+        rows.append(encoder.encode_texts(texts[start : start + encoder.batch_size]))
+    progress("captions", len(texts), len(texts))
+    return np.concatenate(rows)
 
 
 def _picture(folder: Path, source: Path, pair: Pair) -> Path:
     for base in (folder, source.parent):
-        if (base / pair.path).is_file():
+        # `Path.is_file` raises for absurd names, such as a caption in the column of paths.
+        if os.path.isfile(base / pair.path):  # noqa: PTH113
             return base / pair.path
     raise SourceError(
         f"{source}, row {pair.line}: there is no picture {pair.path} in {folder}. Give the folder "
         "that the paths are relative to with --images."
     )
-
-
-def _same_file(path: Path) -> Path:
-    return path.resolve()

@@ -220,7 +220,7 @@ def remember_library(root: Path) -> None:
 def _library_folder(path: Path) -> Path | None:
     """Return the library's folder for a path that names the pictures or that folder itself."""
     for folder in (path / FOLDER, path):
-        if (folder / CATALOG).is_file():
+        if folder.name == FOLDER and (folder / CATALOG).is_file():
             return folder
     elsewhere = _folder_elsewhere(path)
     return elsewhere if (elsewhere / CATALOG).is_file() else None

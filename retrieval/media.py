@@ -38,6 +38,9 @@ MAX_FILE_BYTES = 1 << 30
 
 EXIF_ORIENTATION = 0x0112
 
+# Pillow can open more, some of it by starting other programs (EPS runs Ghostscript).
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "HEIF", "AVIF", "JPEG2000", "PPM")
+
 
 def read_bytes(path: Path) -> bytes:
     """Return the file's bytes; raise `MediaError` where there is nothing to decode."""
@@ -60,15 +63,18 @@ def open_picture(data: bytes) -> Image.Image:
     """Open a picture by its header, without decoding it.
 
     Raises:
-        MediaError: the bytes are no picture (`not-an-image`) or one with more than `MAX_PIXELS`
-            pixels (`too-large`).
+        MediaError: the bytes are no picture (`not-an-image`), one with more than `MAX_PIXELS`
+            pixels (`too-large`), or the header is cut off or broken (`damaged`).
     """
     _register_heif()
     try:
-        image = Image.open(io.BytesIO(data))
+        image = Image.open(io.BytesIO(data), formats=_FORMATS)
     except Image.DecompressionBombError as error:
         raise MediaError("too-large", str(error)) from error
     except UnidentifiedImageError as error:
+        if _begins_like_a_picture(data):
+            reason = "it begins like a picture, but its header is damaged or incomplete"
+            raise MediaError("damaged", reason) from error
         raise MediaError("not-an-image", _describe(data)) from error
     except Exception as error:
         raise MediaError("damaged", f"the header cannot be read: {error}") from error
@@ -83,7 +89,12 @@ def open_picture(data: bytes) -> Image.Image:
 
 
 def orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation, 1 (upright) to 8; 1 where it is missing or nonsense."""
+    """Return the EXIF orientation, 1 (upright) to 8; 1 where it is missing or nonsense.
+
+    Also 1 for formats whose decoder brings them upright, size included: HEIC and TIFF.
+    """
+    if image.format == "TIFF":
+        return 1  # HEIC says so itself; TIFF keeps the tag until its pixels are decoded.
     try:
         value = image.getexif().get(EXIF_ORIENTATION, 1)
     except Exception:
@@ -138,6 +149,12 @@ def _register_heif() -> None:
     from pillow_heif import register_heif_opener
 
     register_heif_opener(thumbnails=False)
+
+
+def _begins_like_a_picture(data: bytes) -> bool:
+    return data.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"II*\0", b"MM\0*")) or (
+        data[4:12] in {b"ftypavif", b"ftypavis", b"ftypheic", b"ftypheix", b"ftypmif1"}
+    )
 
 
 def _describe(data: bytes) -> str:

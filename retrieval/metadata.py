@@ -73,9 +73,13 @@ def clean_caption(value: object) -> str | None:
         value = value.decode("utf-8", errors="replace")
     if not isinstance(value, str):
         return None
-    visible = "".join(c if c.isprintable() else " " for c in value)
-    line = " ".join(visible.split())[:MAX_CAPTION_CHARACTERS].strip()
+    line = _one_line(value)[:MAX_CAPTION_CHARACTERS].strip()
     return None if _BOILERPLATE.match(line) else line
+
+
+def _one_line(text: str) -> str:
+    """Return the text without anything that could steer a terminal."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
 def _attempt(read: Callable[[], T]) -> T | None:
@@ -116,8 +120,7 @@ def _degrees(parts: Any, reference: str, negative: str) -> float:  # noqa: ANN40
 
 def _camera(exif: Image.Exif) -> str | None:
     maker, model = (
-        " ".join(str(exif.get(tag, "")).replace("\0", " ").split())
-        for tag in (ExifTags.Base.Make, ExifTags.Base.Model)
+        _one_line(str(exif.get(tag, ""))) for tag in (ExifTags.Base.Make, ExifTags.Base.Model)
     )
     # Most models repeat their maker: "Canon" + "Canon EOS R5".
     if maker and not model.lower().startswith(maker.split()[0].lower()):

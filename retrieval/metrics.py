@@ -45,8 +45,8 @@ def first_relevant_rank(
 def recall_at(ranks: NDArray[np.int64], k: int) -> float:
     """Return the percentage of queries with a relevant item among the first `k`, 0 to 100.
 
-    >>> recall_at(np.array([1, 3, 12]), 10)
-    66.66666666666667
+    >>> recall_at(np.array([1, 3, 12, 50]), 10)
+    50.0
     """
     return 100 * float(np.mean(ranks <= k))
 

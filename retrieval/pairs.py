@@ -56,14 +56,14 @@ def read_pairs(source: Path) -> list[Pair]:
         raise SourceError(f"There is no captions file {source}. Check the path.")
     try:
         pairs = [
-            Pair(str(path), caption, line)
+            Pair(_path(path, source, line), caption, line)
             for line, path, captions in reader(source)
             for caption in _texts(captions, source, line)
         ]
     except UnicodeDecodeError as error:
         raise SourceError(f"{source} is not UTF-8 text: {error}. Save it as UTF-8.") from error
-    except json.JSONDecodeError as error:
-        raise SourceError(f"{source} is not valid JSON: {error}.") from error
+    except OSError as error:
+        raise SourceError(f"{source} cannot be read: {error.strerror}.") from error
     except csv.Error as error:
         raise SourceError(f"{source} cannot be read as {source.suffix}: {error}.") from error
     if not pairs:
@@ -71,12 +71,20 @@ def read_pairs(source: Path) -> list[Pair]:
     return pairs
 
 
-Row = tuple[int, str, Any]
+Row = tuple[int, Any, Any]
+
+
+def _path(path: object, source: Path, line: int) -> str:
+    if not isinstance(path, str) or not path.strip():
+        raise SourceError(f"{source}, row {line}: the path is empty. Name a picture.")
+    return path
 
 
 def _texts(captions: object, source: Path, line: int) -> Iterator[str]:
     for text in captions if isinstance(captions, (list, tuple)) else [captions]:
-        clean = " ".join(text.split()) if isinstance(text, str) else ""
+        # JSON can spell half a character (a lone surrogate), which no database stores.
+        whole = text.encode(errors="replace").decode() if isinstance(text, str) else ""
+        clean = " ".join(whole.split())
         if not clean:
             raise SourceError(
                 f"{source}, row {line}: the caption is empty. Give it a text or delete the row."
@@ -127,14 +135,25 @@ def _read_records(records: Iterable[tuple[int, object]], source: Path) -> Iterat
         yield line, record[path], record[caption]
 
 
+def _parse(text: str, where: str) -> Any:  # noqa: ANN401
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise SourceError(f"{where} is not valid JSON: {error}.") from error
+
+
 def _read_json_lines(source: Path) -> Iterator[Row]:
     with source.open(encoding="utf-8-sig") as file:
-        lines = ((n, json.loads(line)) for n, line in enumerate(file, 1) if line.strip())
+        lines = (
+            (n, _parse(line, f"{source}, row {n},"))
+            for n, line in enumerate(file, 1)
+            if line.strip()
+        )
         yield from _read_records(lines, source)
 
 
 def _read_json(source: Path) -> Iterator[Row]:
-    document = json.loads(source.read_text(encoding="utf-8-sig"))
+    document = _parse(source.read_text(encoding="utf-8-sig"), str(source))
     if isinstance(document, list):
         yield from _read_records(enumerate(document, 1), source)
         return
@@ -151,6 +170,7 @@ def _read_json(source: Path) -> Iterator[Row]:
 
 def _read_parquet(source: Path) -> Iterator[Row]:
     try:
+        import pyarrow
         import pyarrow.parquet as parquet
     except ImportError as error:
         raise MissingExtra("pyarrow", "parquet") from error
@@ -162,8 +182,8 @@ def _read_parquet(source: Path) -> Iterator[Row]:
                 for row in batch.to_pylist():
                     line += 1
                     yield line, row[path], row[caption]
-    except OSError as error:
-        raise SourceError(f"{source} is not a Parquet file: {error}.") from error
+    except (OSError, ValueError, pyarrow.ArrowException) as error:
+        raise SourceError(f"{source} is not a Parquet file, or damaged: {error}.") from error
 
 
 _READERS: dict[str, Callable[[Path], Iterator[Row]]] = {

@@ -86,7 +86,8 @@ def scan(root: Path) -> Scan:
             identity = status.st_dev, status.st_ino
             if identity in seen:
                 continue
-            entries = list(os.scandir(folder))
+            # Sorted, so that which of several links to a folder names it does not depend on chance.
+            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
         except OSError as error:
             if not relative:
                 raise SourceError(
@@ -149,9 +150,12 @@ def _sidecars(name: str, by_name: dict[str, os.DirEntry[str]]) -> str:
 
 def _ignore_rules(root: Path) -> GitIgnoreSpec:
     try:
-        lines = (root / IGNORE_FILE).read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = (root / IGNORE_FILE).read_text(encoding="utf-8-sig", errors="replace").splitlines()
     except FileNotFoundError:
         lines = []
     except OSError as error:
         raise SourceError(f"{root / IGNORE_FILE} cannot be read: {error.strerror}.") from error
-    return GitIgnoreSpec.from_lines(lines)
+    try:
+        return GitIgnoreSpec.from_lines(lines)
+    except ValueError as error:
+        raise SourceError(f"{root / IGNORE_FILE} has a rule that is not valid: {error}.") from error

@@ -59,8 +59,8 @@ def m001_initial(connection: Connection) -> None:
             height INTEGER NOT NULL,
             orientation INTEGER NOT NULL,
             taken_at DATETIME,
-            latitude REAL,
-            longitude REAL,
+            latitude FLOAT,
+            longitude FLOAT,
             camera TEXT,
             sidecars TEXT NOT NULL,
             indexed_at DATETIME NOT NULL

@@ -206,14 +206,16 @@ class Catalog:
 
     def known_contents(self, sizes: Iterable[int], encoder_id: int) -> dict[bytes, int]:
         """Return the file id by content hash, for embedded files of one of the given sizes."""
-        wanted = set(sizes)
         file, vector = tables.file.c, tables.file_vector.c
-        statement = select(file.sha256, file.id, file.size).join(
+        statement = select(file.sha256, file.id).join(
             tables.file_vector, (vector.file_id == file.id) & (vector.encoder_id == encoder_id)
         )
         with self._connect() as connection:
-            rows = connection.execute(statement)
-            return {bytes(sha256): id_ for sha256, id_, size in rows if size in wanted}
+            return {
+                bytes(sha256): id_
+                for part in _parts(sorted(set(sizes)))
+                for sha256, id_ in connection.execute(statement.where(file.size.in_(part)))
+            }
 
     def captions_to_embed(self, encoder_id: int, limit: int) -> list[tuple[int, str]]:
         """Return up to `limit` captions (id, text) that this encoder has not embedded."""

@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from threading import Lock
@@ -38,47 +39,68 @@ __all__ = ["OnnxEncoder"]
 FORMAT = 1
 
 
+@dataclass(frozen=True, slots=True)
+class _Config:
+    """What `encoder.json` says, checked."""
+
+    spec: EncoderSpec
+    preprocess: ImagePreprocess
+    files: dict[str, str]
+    sha256: dict[str, str]
+    max_tokens: int
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> _Config:
+        """Raise KeyError, TypeError or ValueError for anything that is missing or wrong."""
+        if (fields["format"], fields["kind"]) != (FORMAT, "onnx"):
+            raise ValueError(f"kind {fields['kind']!r}, format {fields['format']!r}")
+        if int(fields["dim"]) < 1:
+            raise ValueError(f"dim {fields['dim']!r}")
+        preprocess = ImagePreprocess.from_json(fields["image"]["preprocess"])
+        files = {
+            "image": str(fields["image"]["file"]),
+            "text": str(fields["text"]["file"]),
+            "tokenizer": str(fields["text"]["tokenizer"]),
+        }
+        sha256 = {name: str(fields["sha256"][name]) for name in files.values()}
+        spec = EncoderSpec(
+            kind="onnx",
+            name=str(fields["name"]),
+            revision=str(fields["revision"]),
+            weights_sha256=_fingerprint(sha256),
+            preprocessing=json.dumps(preprocess.to_json(), sort_keys=True),
+            dim=int(fields["dim"]),
+        )
+        return cls(spec, preprocess, files, sha256, int(fields["text"]["max_tokens"]))
+
+
 class OnnxEncoder(Encoder):
     """An encoder folder run by ONNX Runtime on the CPU; each tower loads when first used."""
 
     def __init__(self, folder: Path, *, location: str | None = None) -> None:
+        """Read `encoder.json`.
+
+        Raises:
+            ModelError: it is missing, incomplete, damaged, or of another kind or format.
+        """
         self.folder = folder
         self._location = location or str(folder.absolute())
         try:
-            config = json.loads((folder / "encoder.json").read_text(encoding="utf-8"))
-            if config["format"] != FORMAT or config["kind"] != "onnx":
-                raise ModelError(
-                    f"{folder} holds an encoder of kind {config['kind']!r}, format "
-                    f"{config['format']}; this version reads kind 'onnx', format {FORMAT}. "
-                    "Run: pip install --upgrade mmsearch"
-                )
-            self._preprocess = ImagePreprocess.from_json(config["image"]["preprocess"])
-            self._files = {
-                "image": str(config["image"]["file"]),
-                "text": str(config["text"]["file"]),
-                "tokenizer": str(config["text"]["tokenizer"]),
-            }
-            self._max_tokens = int(config["text"]["max_tokens"])
-            self._sha256 = {name: str(config["sha256"][name]) for name in self._files.values()}
-            self._spec = EncoderSpec(
-                kind="onnx",
-                name=str(config["name"]),
-                revision=str(config["revision"]),
-                weights_sha256=_fingerprint(self._sha256),
-                preprocessing=json.dumps(self._preprocess.to_json(), sort_keys=True),
-                dim=int(config["dim"]),
+            self._config = _Config.from_json(
+                json.loads((folder / "encoder.json").read_text(encoding="utf-8"))
             )
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ModelError(
-                f"The encoder folder {folder} cannot be used: encoder.json is incomplete or "
-                f"damaged ({error!r}). Get the folder again."
+                f"The encoder folder {folder} cannot be used: its encoder.json is incomplete, "
+                f"damaged or of a kind this version does not read ({error!r}). Get the folder "
+                "again, or run: pip install --upgrade mmsearch"
             ) from error
         self._lock = Lock()
 
     @property
     def spec(self) -> EncoderSpec:
         """Name, revision and fingerprints, as `encoder.json` states them."""
-        return self._spec
+        return self._config.spec
 
     @property
     def location(self) -> str:
@@ -88,11 +110,11 @@ class OnnxEncoder(Encoder):
     @property
     def decode_size(self) -> int:
         """Twice the side of the tower's input."""
-        return self._preprocess.decode_size
+        return self._config.preprocess.decode_size
 
     def prepare(self, image: Image.Image) -> NDArray[np.uint8]:
         """Return `uint8[size, size, 3]`."""
-        return self._preprocess(image)
+        return self._config.preprocess(image)
 
     def _encode_pixels(self, pixels: NDArray[Any]) -> NDArray[np.float32]:
         embedding: NDArray[np.float32] = self._image_tower.run(None, {"pixels": pixels})[0]
@@ -120,21 +142,21 @@ class OnnxEncoder(Encoder):
         from tokenizers import Tokenizer
 
         tokenizer = self._load("tokenizer", Tokenizer.from_buffer)
-        tokenizer.enable_truncation(self._max_tokens)
+        tokenizer.enable_truncation(self._config.max_tokens)
         tokenizer.enable_padding()
         return tokenizer
 
     def _load(self, part: str, make: Any) -> Any:  # noqa: ANN401
         """Read one file, check it against its hash and hand the very bytes checked to `make`."""
-        path = self.folder / self._files[part]
+        path = self.folder / self._config.files[part]
         with self._lock:
             try:
                 data = path.read_bytes()
             except OSError as error:
                 raise ModelError(
-                    f"The encoder {self._spec.label} lacks {path}. Get its folder again."
+                    f"The encoder {self._config.spec.label} lacks {path}. Get its folder again."
                 ) from error
-            if hashlib.sha256(data).hexdigest() != self._sha256[path.name]:
+            if hashlib.sha256(data).hexdigest() != self._config.sha256[path.name]:
                 raise ModelError(
                     f"{path} is not the file this encoder was published with (its SHA-256 "
                     "differs): it is damaged or was altered. Get the folder again."

@@ -1,0 +1,436 @@
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import mmsearch
+from mmsearch.errors import LibraryLocked, ModelMismatch, SourceError
+from mmsearch.retrieval.ingest import IndexReport, index
+from mmsearch.retrieval.library import Library
+from mmsearch.retrieval.schema import Target
+from tests.conftest import COLOURS, ColourEncoder, draw
+
+
+def counts(report: IndexReport) -> tuple[int, int, int, int, int]:
+    return report.added, report.updated, report.unchanged, report.moved, report.removed
+
+
+def rows(photos: Path, *, ids: bool = True) -> list[tuple[object, ...]]:
+    """Everything the catalog says about files, vectors and captions, but for times of indexing."""
+    with sqlite3.connect(photos / ".mmsearch" / "catalog.sqlite") as connection:
+        connection.text_factory = bytes
+        id_ = "file.id, caption.id," if ids else ""
+        return connection.execute(
+            f"""
+            SELECT {id_} path, size, mtime_ns, sha256, width, height, orientation, taken_at,
+                   latitude, camera, sidecars, file_vector.vector,
+                   caption.text, caption.source, caption_vector.vector
+            FROM file JOIN file_vector ON file_vector.file_id = file.id
+            LEFT JOIN caption ON caption.file_id = file.id
+            LEFT JOIN caption_vector ON caption_vector.caption_id = caption.id
+            ORDER BY path, caption.text
+            """
+        ).fetchall()
+
+
+def test_first_run_adds_everything_and_the_second_reads_nothing(
+    photos: Path, encoder: ColourEncoder
+) -> None:
+    assert counts(index(photos, model=encoder)) == (6, 0, 0, 0, 0)
+    assert encoder.prepared == encoder.embedded_images == 6
+    before = rows(photos)
+    assert counts(index(photos, model=encoder)) == (0, 0, 6, 0, 0)
+    assert encoder.prepared == 6
+    assert rows(photos) == before
+
+
+def test_only_what_changed_is_read_again(photos: Path, encoder: ColourEncoder) -> None:
+    index(photos, model=encoder)
+    draw(photos / "green.jpg", "blue", (70, 40))
+    draw(photos / "new.png", "white")
+    (photos / "red.jpg").unlink()
+    assert counts(index(photos, model=encoder)) == (1, 1, 4, 0, 1)
+    assert encoder.embedded_images == 6 + 2
+    with mmsearch.open(photos, model=encoder) as engine:
+        assert {hit.path for hit in engine.search("blue", k=2).hits} == {
+            "trip/blue.jpg",
+            "green.jpg",
+        }
+        assert "red.jpg" not in {hit.path for hit in engine.search("red", k=99).hits}
+
+
+def test_renamed_folder_and_file_keep_their_vectors(photos: Path, encoder: ColourEncoder) -> None:
+    index(photos, model=encoder)
+    ids = {row[-4]: row[0] for row in rows(photos)}
+    (photos / "trip").rename(photos / "journey")
+    (photos / "red.jpg").rename(photos / "rouge.jpg")
+    assert counts(index(photos, model=encoder)) == (0, 0, 3, 3, 0)
+    assert encoder.prepared == 6
+    assert {row[-4]: row[0] for row in rows(photos)} == ids
+
+
+def test_moving_the_whole_library_reads_nothing(photos: Path, encoder: ColourEncoder) -> None:
+    index(photos, model=encoder)
+    elsewhere = photos.parent / "elsewhere"
+    photos.rename(elsewhere)
+    with mmsearch.open(elsewhere, model=encoder) as engine:
+        hit = engine.search("red", k=1)
+        assert hit.file(hit.hits[0]) == elsewhere / "red.jpg"
+    assert counts(index(elsewhere, model=encoder)) == (0, 0, 6, 0, 0)
+    assert encoder.prepared == 6
+
+
+def test_touched_file_is_hashed_but_not_decoded(photos: Path, encoder: ColourEncoder) -> None:
+    index(photos, model=encoder)
+    os.utime(photos / "red.jpg", ns=(1, 1))
+    assert counts(index(photos, model=encoder)) == (0, 0, 6, 0, 0)
+    assert encoder.prepared == 6
+    assert counts(index(photos, model=encoder)) == (0, 0, 6, 0, 0)
+
+
+def test_two_files_that_swap_names(photos: Path, encoder: ColourEncoder) -> None:
+    index(photos, model=encoder)
+    (photos / "red.jpg").rename(photos / "x.jpg")
+    (photos / "trip/blue.jpg").rename(photos / "red.jpg")
+    (photos / "x.jpg").rename(photos / "trip/blue.jpg")
+    for path, time in (("red.jpg", 10**18), ("trip/blue.jpg", 2 * 10**18)):
+        os.utime(photos / path, ns=(time, time))
+    assert counts(index(photos, model=encoder)) == (0, 2, 4, 0, 0)
+    with mmsearch.open(photos, model=encoder) as engine:
+        assert engine.search("red", k=1).hits[0].path == "trip/blue.jpg"
+        assert engine.search("blue", k=1).hits[0].path == "red.jpg"
+
+
+def test_copies_are_embedded_once_per_known_content(photos: Path, encoder: ColourEncoder) -> None:
+    index(photos, model=encoder)
+    shutil.copy(photos / "red.jpg", photos / "copy.jpg")
+    assert counts(index(photos, model=encoder)) == (1, 0, 6, 0, 0)
+    assert encoder.prepared == 6
+
+
+def test_bad_files_become_problems_and_are_not_retried(
+    photos: Path, encoder: ColourEncoder, tmp_path: Path
+) -> None:
+    good = (photos / "red.jpg").read_bytes()
+    (photos / "truncated.jpg").write_bytes(good[:-20])
+    (photos / "empty.png").touch()
+    (photos / "page.jpg").write_bytes(b"<!DOCTYPE html><html>not found</html>")
+    (photos / "link.jpg").symlink_to(photos / "nowhere.jpg")
+    (photos / "notes.txt").write_text("no picture at all")
+    report = index(photos, model=encoder)
+    assert counts(report) == (6, 0, 0, 0, 0)
+    assert report.problems == 4
+    library = Library.open(photos)
+    problems = {problem.path: problem for problem in library.catalog.problems()}
+    library.close()
+    assert {path: problem.kind for path, problem in problems.items()} == {
+        "truncated.jpg": "truncated",
+        "empty.png": "empty",
+        "page.jpg": "not-an-image",
+        "link.jpg": "not-a-file",
+    }
+    assert "web page" in problems["page.jpg"].reason
+    prepared = encoder.prepared
+    assert index(photos, model=encoder).problems == 4
+    assert encoder.prepared == prepared
+
+    (photos / "truncated.jpg").write_bytes(good)
+    (photos / "empty.png").unlink()
+    report = index(photos, model=encoder)
+    assert (report.added, report.problems) == (1, 2)
+
+
+def test_retry_reads_bad_files_again(photos: Path, encoder: ColourEncoder) -> None:
+    (photos / "empty.png").touch()
+    index(photos, model=encoder)
+    stat = (photos / "empty.png").stat()
+    # The same size and time, yet readable now: as when a codec was missing.
+    with sqlite3.connect(photos / ".mmsearch" / "catalog.sqlite") as connection:
+        draw(photos / "empty.png", "red")
+        os.utime(photos / "empty.png", ns=(stat.st_mtime_ns, stat.st_mtime_ns))
+        size = (photos / "empty.png").stat().st_size
+        connection.execute("UPDATE problem SET size = ?", (size,))
+    assert index(photos, model=encoder).problems == 1
+    report = index(photos, model=encoder, retry=True)
+    assert (report.added, report.problems) == (1, 0)
+
+
+def test_a_picture_that_breaks_is_no_longer_found(photos: Path, encoder: ColourEncoder) -> None:
+    index(photos, model=encoder)
+    (photos / "red.jpg").write_bytes(b"overwritten by something else")
+    report = index(photos, model=encoder)
+    assert (report.files, report.problems) == (5, 1)
+    with mmsearch.open(photos, model=encoder) as engine:
+        assert len(engine) == 5
+
+
+def test_embedding_is_the_same_as_without_a_library(photos: Path, encoder: ColourEncoder) -> None:
+    index(photos, model=encoder)
+    library = Library.open(photos)
+    ids, vectors = library.catalog.file_vectors(1, encoder.dim)
+    hits = library.catalog.file_hits([(int(id_), 0.0) for id_ in ids])
+    library.close()
+    direct = encoder.encode_images([photos / hit.path for hit in hits])
+    assert np.allclose(vectors, direct, atol=1e-3)
+
+
+def test_captions_from_sidecars_follow_their_files(photos: Path, encoder: ColourEncoder) -> None:
+    (photos / "red.txt").write_text("a red wall\nbricks, all red\n")
+    (photos / "trip/blue.jpg.json").write_text('{"description": "a blue sky"}')
+    assert index(photos, model=encoder).captions == 3
+    assert encoder.embedded_texts == 3
+    assert encoder.prepared == 6
+
+    (photos / "red.txt").write_text("a red wall\na red door\n")
+    report = index(photos, model=encoder)
+    assert (counts(report), report.captions) == ((0, 0, 6, 0, 0), 3)
+    assert (encoder.prepared, encoder.embedded_texts) == (6, 4)
+    with mmsearch.open(photos, model=encoder) as engine:
+        found = engine.search(image=photos / "red.jpg", to="captions", k=2).hits
+        assert {hit.caption for hit in found} == {"a red wall", "a red door"}
+        assert {hit.path for hit in found} == {"red.jpg"}
+
+    (photos / "red.txt").unlink()
+    assert index(photos, model=encoder).captions == 1
+
+
+def test_captions_file_is_synchronised_and_survives_runs_without_it(
+    photos: Path, encoder: ColourEncoder, tmp_path: Path
+) -> None:
+    pairs = tmp_path / "pairs.tsv"
+    pairs.write_text(
+        "path\tcaption\n"
+        "red.jpg\ta red thing\n"
+        "./trip/black.jpg\tthe night\n"
+        f"{photos}/trip/blue.jpg\tby its absolute path\n"
+        "yellow.jpg\tby a name that occurs once\n"
+        "gone.jpg\tof nothing\n"
+    )
+    report = index(photos, model=encoder, captions=pairs)
+    assert (report.captions, report.unmatched) == (4, ["gone.jpg"])
+    assert index(photos, model=encoder).captions == 4
+    pairs.write_text("path\tcaption\nred.jpg\ta red thing\n")
+    assert index(photos, model=encoder, captions=pairs).captions == 1
+    assert encoder.embedded_texts == 4
+
+
+def test_interrupted_run_continues_to_the_same_catalog(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for i, colour in enumerate(list(COLOURS) * 3):
+        draw(photos / f"more/{i:02}.png", colour, (33 + i, 40))
+        (photos / f"more/{i:02}.txt").write_text(f"a {colour} card, number {i}")
+    other = tmp_path / "uninterrupted"
+    shutil.copytree(photos, other, copy_function=shutil.copy2)
+    index(other, model=ColourEncoder())
+
+    class Interrupted(ColourEncoder):
+        def _encode_pixels(self, pixels: np.ndarray) -> np.ndarray:
+            if self.embedded_images >= 12:
+                raise KeyboardInterrupt
+            return super()._encode_pixels(pixels)
+
+    with pytest.raises(KeyboardInterrupt):
+        index(photos, model=Interrupted())
+    assert len(rows(photos)) == 12
+    continued = ColourEncoder()
+    assert counts(index(photos, model=continued)) == (12, 0, 12, 0, 0)
+    assert continued.embedded_images == 12
+    assert rows(photos) == rows(other)
+
+
+def test_another_model_needs_consent_and_then_embeds_everything(
+    photos: Path, encoder: ColourEncoder
+) -> None:
+    (photos / "red.txt").write_text("red")
+    index(photos, model=encoder)
+    newer = ColourEncoder(revision="2")
+    with pytest.raises(ModelMismatch, match="--reembed"):
+        index(photos, model=newer)
+    report = index(photos, model=newer, reembed=True)
+    assert (newer.embedded_images, newer.embedded_texts, report.model) == (6, 1, "colour@2")
+    with pytest.raises(ModelMismatch, match="colour@2"):
+        mmsearch.open(photos, model=encoder)
+    with mmsearch.open(photos, model=newer) as engine:
+        assert engine.search("red", k=1).hits[0].path == "red.jpg"
+
+
+def test_interrupted_change_of_model_leaves_the_old_one_answering(
+    photos: Path, encoder: ColourEncoder
+) -> None:
+    index(photos, model=encoder)
+
+    class Interrupted(ColourEncoder):
+        def _encode_pixels(self, pixels: np.ndarray) -> np.ndarray:
+            if self.embedded_images:
+                raise KeyboardInterrupt
+            return super()._encode_pixels(pixels)
+
+    with pytest.raises(KeyboardInterrupt):
+        index(photos, model=Interrupted(revision="2"), reembed=True)
+    with mmsearch.open(photos, model=encoder) as engine:
+        assert engine.search("red", k=1).hits[0].path == "red.jpg"
+        assert len(engine) == 6
+    newer = ColourEncoder(revision="2")
+    index(photos, model=newer, reembed=True)
+    assert newer.embedded_images == 2
+
+
+def test_folder_without_pictures_is_refused_and_left_alone(
+    tmp_path: Path, encoder: ColourEncoder
+) -> None:
+    (tmp_path / "notes.txt").write_text("nothing to see")
+    with pytest.raises(SourceError, match="No pictures"):
+        index(tmp_path, model=encoder)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+    with pytest.raises(SourceError, match="no folder"):
+        index(tmp_path / "missing", model=encoder)
+    with pytest.raises(SourceError, match="is a file"):
+        index(tmp_path / "notes.txt", model=encoder)
+
+
+def test_emptied_folder_keeps_its_library(photos: Path, encoder: ColourEncoder) -> None:
+    index(photos, model=encoder)
+    for path in photos.rglob("*.jpg"):
+        path.unlink()
+    with pytest.raises(SourceError, match="No pictures"):
+        index(photos, model=encoder)
+    with mmsearch.open(photos, model=encoder) as engine:
+        assert len(engine) == 6
+
+
+def test_pictures_below_an_unreadable_folder_are_kept(
+    photos: Path, encoder: ColourEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index(photos, model=encoder)
+    listed = os.scandir
+
+    def refuse(path: str | os.PathLike[str]) -> object:
+        if os.fspath(path).endswith("trip"):
+            raise PermissionError(13, "Permission denied")
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    report = index(photos, model=encoder)
+    assert (report.removed, report.problems) == (0, 1)
+    monkeypatch.undo()
+    report = index(photos, model=encoder)
+    assert (counts(report), report.problems) == ((0, 0, 6, 0, 0), 0)
+
+
+def test_second_indexer_is_told_who_is_at_it(photos: Path, encoder: ColourEncoder) -> None:
+    index(photos, model=encoder)
+    library = Library.open(photos)
+    with library.indexing(), pytest.raises(LibraryLocked, match="Another mmsearch"):
+        index(photos, model=encoder)
+    library.close()
+    index(photos, model=encoder)
+
+
+def test_originals_are_never_written_to(photos: Path, encoder: ColourEncoder) -> None:
+    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in photos.rglob("*.jpg")}
+    index(photos, model=encoder)
+    after = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in photos.rglob("*.jpg")}
+    assert after == before
+    assert {path.name for path in photos.iterdir()} - {".mmsearch"} == {
+        path.name for path in photos.iterdir() if not path.name.startswith(".")
+    }
+
+
+def test_library_of_a_read_only_folder_lives_in_the_users_directory(
+    photos: Path, encoder: ColourEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = Path.mkdir
+
+    def refuse(self: Path, *args: object, **kwargs: object) -> None:
+        if self.name == ".mmsearch":
+            raise PermissionError(13, "Permission denied")
+        make(self, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    index(photos, model=encoder)
+    assert not (photos / ".mmsearch").exists()
+    with mmsearch.open(photos, model=encoder) as engine:
+        results = engine.search("red", k=1)
+        assert results.file(results.hits[0]) == photos / "red.jpg"
+
+
+def test_names_that_are_no_valid_text_come_back_as_they_were(
+    photos: Path, encoder: ColourEncoder
+) -> None:
+    name = os.fsdecode(b"caf\xe9 \xff.jpg")
+    (photos / "red.jpg").rename(photos / name)
+    index(photos, model=encoder)
+    with mmsearch.open(photos, model=encoder) as engine:
+        results = engine.search("red", k=1)
+        assert results.hits[0].path == name
+        assert results.file(results.hits[0]).is_file()
+    assert counts(index(photos, model=encoder)) == (0, 0, 6, 0, 0)
+
+
+def test_deleted_or_damaged_index_files_are_made_anew(photos: Path, encoder: ColourEncoder) -> None:
+    index(photos, model=encoder)
+    with mmsearch.open(photos, model=encoder) as engine:
+        expected = engine.search("yellow", k=6).hits
+    folder = photos / ".mmsearch" / "index"
+    (file,) = folder.glob("images-*.faiss")
+    whole = file.read_bytes()
+    for damaged in (whole[: len(whole) // 2], b"", b"something else entirely" * 100):
+        file.write_bytes(damaged)
+        with mmsearch.open(photos, model=encoder) as engine:
+            assert engine.search("yellow", k=6).hits == expected
+        assert file.read_bytes() == whole
+    shutil.rmtree(folder)
+    with mmsearch.open(photos, model=encoder) as engine:
+        assert engine.search("yellow", k=6).hits == expected
+    assert file.read_bytes() == whole
+
+
+def test_an_open_engine_sees_what_is_indexed_after_it_was_opened(
+    photos: Path, encoder: ColourEncoder
+) -> None:
+    index(photos, model=encoder)
+    with mmsearch.open(photos, model=encoder) as engine:
+        assert engine.search("red").considered == 6
+        draw(photos / "scarlet.png", "red")
+        index(photos, model=ColourEncoder())
+        results = engine.search("red", k=2)
+        assert results.considered == 7
+        assert {hit.path for hit in results.hits} == {"red.jpg", "scarlet.png"}
+        assert len(list((photos / ".mmsearch" / "index").glob("images-*.faiss"))) == 1
+
+
+def test_upright_size_and_metadata_reach_the_hit(photos: Path, encoder: ColourEncoder) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    exif.get_ifd(0x8769)[0x9003] = "2023:08:12 17:02:11"
+    draw(photos / "turned.jpg", "green", (64, 16), exif=exif)
+    index(photos, model=encoder)
+    with mmsearch.open(photos, model=encoder) as engine:
+        hit = next(h for h in engine.search("green", k=9).hits if h.path == "turned.jpg")
+    assert (hit.width, hit.height) == (16, 64)
+    assert str(hit.taken_at) == "2023-08-12 17:02:11"
+
+
+def test_progress_reaches_its_total(photos: Path, encoder: ColourEncoder) -> None:
+    seen = []
+    index(photos, model=encoder, progress=seen.append)
+    stages = [progress.stage for progress in seen]
+    assert sorted(set(stages), key=stages.index) == ["scan", "pictures", "captions", "index"]
+    last = [progress for progress in seen if progress.stage == "pictures"][-1]
+    assert (last.done, last.total) == (6, 6)
+
+
+def test_caption_search_without_captions_finds_nothing(
+    photos: Path, encoder: ColourEncoder
+) -> None:
+    index(photos, model=encoder)
+    with mmsearch.open(photos, model=encoder) as engine:
+        results = engine.search("red", to=Target.CAPTIONS)
+        assert (results.hits, results.considered) == ((), 0)
