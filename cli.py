@@ -108,14 +108,14 @@ def index(
     _terminate_like_interrupt()
     _read_large_pictures()
     last = ingest.Progress("scan", 0, 0)
-    with _progress_bar() as show:
+    try:
+        with _progress_bar() as show:
 
-        def follow(progress: ingest.Progress) -> None:
-            nonlocal last
-            last = progress
-            show(progress.stage, progress.done, progress.total)
+            def follow(progress: ingest.Progress) -> None:
+                nonlocal last
+                last = progress
+                show(progress.stage, progress.done, progress.total)
 
-        try:
             report = ingest.index(
                 path,
                 model=model,
@@ -124,13 +124,13 @@ def index(
                 retry=retry,
                 progress=follow,
             )
-        except KeyboardInterrupt:
-            saved = f"{last.done:,} of {last.total:,} new or changed {last.stage}"
-            _say(
-                f"Interrupted. Saved: {saved if last.total else 'nothing new yet'}. "
-                "Run the same command to continue."
-            )
-            raise typer.Exit(EXIT_INTERRUPTED) from None
+    except KeyboardInterrupt:
+        saved = f"{last.done:,} of {last.total:,} new or changed {last.stage}"
+        _say(
+            f"Interrupted. Saved: {saved if last.total else 'nothing new yet'}. "
+            "Run the same command to continue."
+        )
+        raise typer.Exit(EXIT_INTERRUPTED) from None
     if as_json:
         _print_json(report.to_json())
     _say(_summary(report, path))
@@ -353,8 +353,11 @@ def _progress_bar() -> Iterator[Callable[[str, int, int], None]]:
 
         def show(stage: str, done: int, total: int) -> None:
             if stage not in tasks:
+                for task in bar.task_ids:
+                    bar.remove_task(task)
                 tasks[stage] = bar.add_task(stage.capitalize(), total=None)
-            bar.update(tasks[stage], completed=done, total=total or None)
+            # Refreshed at the end, which the next stage would otherwise hide before it is drawn.
+            bar.update(tasks[stage], completed=done, total=total or None, refresh=done == total)
 
         yield show
 
