@@ -91,7 +91,8 @@ class SearchEngine:
             raise QueryError(f"'to' is 'images' or 'captions', not {to!r}.") from None
         vector = self._embed(text, image)
         index = self._index(target)
-        found = index.search(vector, k)
+        # An index pads its answer to k: nobody needs 10^9 empty places.
+        found = index.search(vector, max(1, min(k, len(index))))
         ranked = [
             (int(id_), float(score))
             for id_, score in zip(found.ids[0], found.scores[0], strict=True)

@@ -118,6 +118,10 @@ def test_human_output_is_tab_separated_data_and_nothing_else(indexed: Path) -> N
     assert done.stderr == ""
 
 
+def test_asking_for_more_than_there_is_gives_all_there_is(indexed: Path) -> None:
+    assert len(json_of("query", "red", "-k", 10**20, cwd=indexed)["results"]) == 4
+
+
 def test_image_to_captions(indexed: Path) -> None:
     answer = json_of(
         "query", "--image", indexed / "my photos/night.png", "--to", "captions", cwd=indexed
