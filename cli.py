@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import logging
 import os
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mmsearch import __version__
-from mmsearch.errors import MmsearchError
+from mmsearch.errors import MmsearchError, quoted
 
 if TYPE_CHECKING:
     from mmsearch.retrieval.ingest import IndexReport
@@ -35,12 +36,21 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+
+def _path(text: str) -> Path:
+    if not text:
+        raise typer.BadParameter("it is empty")
+    return Path(text)
+
+
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 LibraryOption = Annotated[
     Path | None,
     typer.Option(
         "--library",
         "-L",
+        parser=_path,
+        metavar="FOLDER",
         help="The folder that was indexed. Without it: $MMSEARCH_LIBRARY, the nearest library "
         "here or above, the only one just below, or the one indexed last.",
     ),
@@ -57,6 +67,14 @@ def main() -> None:
             raise
         _say(f"mmsearch: {error}")
         sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(EXIT_INTERRUPTED)
+    except OSError as error:
+        if os.environ.get("MMSEARCH_DEBUG"):
+            raise
+        place = f"{error.filename}: " if error.filename else ""
+        _say(f"mmsearch: {place}{error.strerror or error}")
+        sys.exit(1)
 
 
 def _version(value: bool) -> None:
@@ -77,7 +95,12 @@ def _options(
 
 @app.command()
 def index(
-    path: Annotated[Path, typer.Argument(help="The folder of pictures; it is only read.")],
+    path: Annotated[
+        Path,
+        typer.Argument(
+            parser=_path, metavar="PATH", help="The folder of pictures; it is only read."
+        ),
+    ],
     model: Annotated[
         str | None,
         typer.Option(help="The encoder: compact (bundled), or a folder that holds one."),
@@ -85,8 +108,10 @@ def index(
     captions: Annotated[
         Path | None,
         typer.Option(
+            parser=_path,
+            metavar="FILE",
             help="Captions of the pictures: TSV, CSV, JSONL or Parquet with the columns path and "
-            "caption, or COCO's JSON."
+            "caption, or COCO's JSON.",
         ),
     ] = None,
     reembed: Annotated[
@@ -142,7 +167,14 @@ def index(
 def query(
     text: Annotated[str | None, typer.Argument(help="What the picture shows.")] = None,
     image: Annotated[
-        Path | None, typer.Option("--image", "-i", help="Ask with this picture instead.")
+        Path | None,
+        typer.Option(
+            "--image",
+            "-i",
+            parser=_path,
+            metavar="FILE",
+            help="Ask with this picture instead.",
+        ),
     ] = None,
     to: Annotated[str, typer.Option(help="Look for images or for captions.")] = "images",
     k: Annotated[int, typer.Option("-k", help="How many answers.")] = 10,
@@ -151,9 +183,10 @@ def query(
 ) -> None:
     """Find pictures by words or by a picture; find captions of a picture.
 
+    \b
     Examples: mmsearch query "a dog on a beach"
               mmsearch query --image dog.jpg --to captions -k 3
-    """
+    """  # noqa: D301 (the backspace keeps the lines apart)
     from mmsearch.errors import QueryError
     from mmsearch.retrieval.engine import open_engine
 
@@ -215,7 +248,10 @@ def status(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Show what a library holds, and which files could not be indexed."""
+    """Show what a library holds, and which files could not be indexed.
+
+    Example: mmsearch status --problems
+    """
     from mmsearch.retrieval.library import Library
 
     opened = Library.open(_find_library(library))
@@ -246,8 +282,8 @@ def status(
         _print_problems(listed)
     else:
         typer.echo(
-            f"{opened.root}  {counts.files:,} pictures · {counts.captions:,} captions · "
-            f"{counts.problems:,} problems · {model} · exact search"
+            f"{_printable(str(opened.root))}  {counts.files:,} pictures · "
+            f"{counts.captions:,} captions · {counts.problems:,} problems · {model} · exact search"
         )
 
 
@@ -307,7 +343,7 @@ def _summary(report: IndexReport, path: Path) -> str:
     if report.problems:
         lines.append(
             f"{report.problems:,} files need attention: mmsearch status --problems "
-            f"--library {_shell(path)}"
+            f"--library {quoted(path)}"
         )
     if report.unmatched:
         lines.append(
@@ -369,9 +405,22 @@ def _set_up_process() -> None:
     warnings.simplefilter("ignore")
     level = logging.DEBUG if os.environ.get("MMSEARCH_DEBUG") else logging.WARNING
     logging.basicConfig(level=level, format="mmsearch: %(message)s", stream=sys.stderr)
+    codecs.register_error("mmsearch", _encode_anyhow)
+    # A stream is None where the shell closed it.
+    sys.stdout = sys.stdout or Path(os.devnull).open("w")
+    sys.stderr = sys.stderr or Path(os.devnull).open("w")
     for stream in (sys.stdout, sys.stderr):
-        # File names that are no valid UTF-8 go out as the bytes they are.
-        stream.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
+        stream.reconfigure(errors="mmsearch")  # type: ignore[union-attr]
+
+
+def _encode_anyhow(error: UnicodeError) -> tuple[str | bytes, int]:
+    """Let out what a stream cannot encode: raw bytes of file names as they are, else escapes."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    part = error.object[error.start : error.end]
+    if all(map(_is_raw_byte, part)):
+        return os.fsencode(part), error.end
+    return codecs.backslashreplace_errors(error)
 
 
 def _read_large_pictures() -> None:
@@ -395,7 +444,7 @@ def _terminate_like_interrupt() -> None:
 
 
 def _say(message: str) -> None:
-    typer.echo(message, err=True)
+    typer.echo("\n".join(map(_printable, message.split("\n"))), err=True)
 
 
 def _print_json(document: dict[str, Any]) -> None:
@@ -409,9 +458,3 @@ def _printable(text: str) -> str:
 
 def _is_raw_byte(character: str) -> bool:
     return "\udc80" <= character <= "\udcff"
-
-
-def _shell(path: Path) -> str:
-    import shlex
-
-    return shlex.quote(str(path))

@@ -18,6 +18,9 @@ A message says what happened, what was expected and what to do about it; faces p
 
 from __future__ import annotations
 
+import shlex
+from pathlib import Path
+
 __all__ = [
     "LibraryError",
     "LibraryLocked",
@@ -31,7 +34,13 @@ __all__ = [
     "QueryError",
     "SourceError",
     "StorageError",
+    "quoted",
 ]
+
+
+def quoted(path: Path | str) -> str:
+    """Return a path as one word of a command that can be pasted into a shell."""
+    return shlex.quote(str(path))
 
 
 class MmsearchError(Exception):

@@ -66,7 +66,7 @@ def make_library(root: Path, n: int, seed: int) -> None:
             )
             transaction.put_file(picture, encoder_id, vector)
     for target in Target:
-        library.open_index(target)
+        library.open_index(target, library.catalog.library())
     library.close()
 
 

@@ -16,7 +16,10 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["IndexFileError", "Neighbors", "VectorIndex", "replacing"]
+__all__ = ["WRITING", "IndexFileError", "Neighbors", "VectorIndex", "replacing"]
+
+WRITING = ".writing-"
+"""What the names of temporary folders begin with."""
 
 
 class IndexFileError(Exception):
@@ -166,7 +169,7 @@ def replacing(path: Path) -> Iterator[Path]:
     The content is on the disk before the name is, so that after a loss of power the old file or
     the new one is there.
     """
-    with TemporaryDirectory(prefix=".writing-", dir=path.parent) as folder:
+    with TemporaryDirectory(prefix=WRITING, dir=path.parent) as folder:
         temporary = Path(folder) / path.name
         yield temporary
         _sync(temporary)

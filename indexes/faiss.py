@@ -43,10 +43,10 @@ class FaissIndex(VectorIndex):
 
     def save(self, path: Path) -> None:
         """Write a FAISS file, replacing what was there in one step."""
-        with replacing(path) as temporary:
-            faiss.write_index(self._index, str(temporary))
-            with temporary.open("ab") as file:
-                file.write(_ending(file.tell()))
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            writer = faiss.PyCallbackIOWriter(file.write)  # type: ignore[attr-defined]
+            faiss.write_index(self._index, writer)
+            file.write(_ending(file.tell()))
 
     @classmethod
     def open(cls, path: Path, *, mmap: bool = True) -> FaissIndex:
@@ -64,11 +64,16 @@ class FaissIndex(VectorIndex):
             raise IndexFileError(f"{path} cannot be read: {error.strerror}") from error
         if not whole:
             raise IndexFileError(f"{path} is torn, or no index of mmsearch")
-        # IO_FLAG_MMAP would map inverted lists only and read all of a flat index.
-        flags = faiss.IO_FLAG_MMAP_IFC if mmap else 0
+        mmap = mmap and _is_plain(path)
         try:
-            loaded = faiss.read_index(str(path), flags)
-        except RuntimeError as error:
+            if mmap:
+                # IO_FLAG_MMAP would map inverted lists only and read all of a flat index.
+                loaded = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
+            else:
+                with path.open("rb") as file:
+                    reader = faiss.PyCallbackIOReader(file.read)  # type: ignore[attr-defined]
+                    loaded = faiss.read_index(reader)
+        except (OSError, RuntimeError) as error:
             raise IndexFileError(f"{path} cannot be read: {error}") from error
         flat = faiss.downcast_index(loaded.index) if isinstance(loaded, faiss.IndexIDMap) else None
         if not (
@@ -114,6 +119,15 @@ class FaissIndex(VectorIndex):
         if self._mapped:
             self._index = faiss.deserialize_index(faiss.serialize_index(self._index))
             self._mapped = False
+
+
+def _is_plain(path: Path) -> bool:
+    """Say whether FAISS can open a file of this name itself, which mapping takes."""
+    try:
+        path_bytes = str(path).encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return os.name != "nt" or path_bytes.isascii()
 
 
 def _ending(length: int) -> bytes:

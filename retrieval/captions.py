@@ -14,6 +14,8 @@ SIDECAR_SUFFIXES = (".txt", ".json", ".supplemental-metadata.json")
 """`photo.txt` and `photo.jpg.txt` both belong to `photo.jpg`; the last is Google Takeout's."""
 
 MAX_SIDECAR_BYTES = 1 << 20
+MAX_CAPTIONS = 100
+"""A text file with more lines is a document that happens to share the picture's name."""
 KEYS = ("caption", "captions", "description", "text")
 
 
@@ -26,9 +28,9 @@ def sidecar_names(name: str) -> list[str]:
 def read_sidecar(path: Path) -> list[Caption]:
     """Return the captions of one side-car; none where it cannot be read or says nothing.
 
-    Each line of a text file is a caption. A JSON file gives its `caption`, `captions`,
-    `description` or `text`, each a string or a list of strings. A side-car is a courtesy: a broken
-    one never keeps its picture from being indexed.
+    Each line of a text file is a caption, the first hundred of them. A JSON file gives its
+    `caption`, `captions`, `description` or `text`, each a string or a list of strings. A side-car
+    is a courtesy: a broken one never keeps its picture from being indexed.
     """
     try:
         with path.open("rb") as file:
@@ -49,4 +51,4 @@ def read_sidecar(path: Path) -> list[Caption]:
             value = document.get(key)
             values.extend(value if isinstance(value, list) else [value])
     texts = dict.fromkeys(text for value in values if (text := clean_caption(value)))
-    return [Caption(text, "sidecar") for text in texts]
+    return [Caption(text, "sidecar") for text in texts][:MAX_CAPTIONS]

@@ -7,10 +7,10 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING
 
-from mmsearch.errors import MediaError, ModelError, ModelMismatch, QueryError
+from mmsearch.errors import MediaError, ModelError, ModelMismatch, QueryError, quoted
 from mmsearch.retrieval.encoders import DEFAULT_MODEL, load_encoder
 from mmsearch.retrieval.library import Library
-from mmsearch.retrieval.schema import Query, Results, Target
+from mmsearch.retrieval.schema import Hit, Query, Results, Target, tell_apart
 
 if TYPE_CHECKING:
     import numpy as np
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from mmsearch.indexes import VectorIndex
+    from mmsearch.retrieval.catalog import LibraryRow
     from mmsearch.retrieval.encoders import Encoder
 
 __all__ = ["SearchEngine", "open_engine"]
@@ -36,17 +37,11 @@ class SearchEngine:
         Raises:
             ModelMismatch: the library was built with another encoder.
         """
-        row = library.catalog.library()
-        if row.encoder is not None and row.encoder != encoder.spec:
-            raise ModelMismatch(
-                f"The library at {library.root} was built with {row.encoder.label}; its pictures "
-                f"cannot be compared with queries by {encoder.spec.label}. Embed them again with: "
-                f"mmsearch index {library.root} --model {encoder.spec.name} --reembed"
-            )
         self.library = library
         self.encoder = encoder
         self._lock = Lock()
         self._indexes: dict[Target, tuple[str, VectorIndex]] = {}
+        self._check(library.catalog.library())
 
     def __len__(self) -> int:
         """Return how many pictures can be found."""
@@ -81,6 +76,7 @@ class SearchEngine:
         Raises:
             QueryError: neither or both of text and image, an empty text, `k` below 1, or a
                 picture that cannot be read.
+            ModelMismatch: the library was meanwhile embedded again with another encoder.
         """
         started = time.perf_counter()
         if k < 1:
@@ -91,21 +87,13 @@ class SearchEngine:
             raise QueryError(f"'to' is 'images' or 'captions', not {to!r}.") from None
         vector = self._embed(text, image)
         index = self._index(target)
-        # An index pads its answer to k: nobody needs 10^9 empty places.
-        found = index.search(vector, max(1, min(k, len(index))))
-        ranked = [
-            (int(id_), float(score))
-            for id_, score in zip(found.ids[0], found.scores[0], strict=True)
-            if id_ >= 0
-        ]
-        catalog = self.library.catalog
-        hits = catalog.file_hits if target is Target.IMAGES else catalog.caption_hits
+        hits = self._hits(index, vector, target, k)
         name = None if image is None else str(getattr(image, "filename", None) or image)
         return Results(
             query=Query(text=text, image=name, to=target),
             library=self.library.root,
             model=self.encoder.spec.label,
-            hits=hits(ranked),
+            hits=hits,
             exact=index.exact,
             took_ms=(time.perf_counter() - started) * 1000,
             considered=len(index),
@@ -126,14 +114,42 @@ class SearchEngine:
         except MediaError as error:
             raise QueryError(f"The query picture cannot be used: {error}.") from error
 
+    def _hits(
+        self, index: VectorIndex, vector: NDArray[np.float32], target: Target, k: int
+    ) -> tuple[Hit, ...]:
+        """Return `k` hits if there are as many: a caption that two sources give counts once."""
+        catalog = self.library.catalog
+        look_up = catalog.file_hits if target is Target.IMAGES else catalog.caption_hits
+        asked = max(1, min(k, len(index)))
+        while True:
+            found = index.search(vector, asked)
+            pairs = zip(found.ids[0].tolist(), found.scores[0].tolist(), strict=True)
+            hits = look_up([(id_, score) for id_, score in pairs if id_ >= 0])
+            if len(hits) >= k or asked >= len(index):
+                return hits[:k]
+            asked = min(2 * asked, len(index))
+
     def _index(self, target: Target) -> VectorIndex:
         stamp = self.library.catalog.stamp()
         with self._lock:
             known = self._indexes.get(target)
             if known is None or known[0] != stamp:
-                known = stamp, self.library.open_index(target, stamp)
+                row = self.library.catalog.library()
+                self._check(row)
+                known = row.stamp, self.library.open_index(target, row)
                 self._indexes[target] = known
             return known[1]
+
+    def _check(self, row: LibraryRow) -> None:
+        if row.encoder is None or row.encoder == self.encoder.spec:
+            return
+        built, ours = tell_apart(row.encoder, self.encoder.spec)
+        root = self.library.root
+        raise ModelMismatch(
+            f"The library at {root} was built with {built}; its pictures cannot be compared with "
+            f"queries by {ours}. Embed them again with: mmsearch index {quoted(root)} "
+            f"--model {quoted(self.encoder.location)} --reembed"
+        )
 
 
 def open_engine(path: Path | str, *, model: str | Path | Encoder | None = None) -> SearchEngine:
@@ -154,6 +170,6 @@ def open_engine(path: Path | str, *, model: str | Path | Encoder | None = None) 
     except ModelError as error:
         raise ModelError(
             f"{error} The library at {library.root} was built with it; if its folder was moved, "
-            f"run: mmsearch index {library.root} --model NEW_FOLDER"
+            f"run: mmsearch index {quoted(library.root)} --model NEW_FOLDER"
         ) from error
     return SearchEngine(library, encoder)

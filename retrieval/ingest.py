@@ -10,37 +10,31 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmsearch.errors import MediaError, ModelMismatch, SourceError
-from mmsearch.retrieval.captions import read_sidecar, sidecar_names
+from mmsearch.errors import MediaError, ModelMismatch, SourceError, quoted
 from mmsearch.retrieval.encoders import DEFAULT_MODEL, Encoder, load_encoder
 from mmsearch.retrieval.library import Library, remember_library
-from mmsearch.retrieval.media import open_picture, orientation, read_bytes, upright_rgb
-from mmsearch.retrieval.metadata import read_metadata
-from mmsearch.retrieval.pairs import read_pairs
+from mmsearch.retrieval.media import TRANSIENT_KINDS
+from mmsearch.retrieval.pairs import Locator, read_pairs
+from mmsearch.retrieval.reading import PictureReader, Read, Unread
 from mmsearch.retrieval.scan import FoundFile, Scan, scan
-from mmsearch.retrieval.schema import Caption, Picture, Problem, Target
+from mmsearch.retrieval.schema import Caption, Problem, Target, tell_apart
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from mmsearch.retrieval.catalog import KnownFile, Transaction
+    from mmsearch.retrieval.catalog import KnownFile, KnownProblem, Transaction
 
 __all__ = ["IndexReport", "Progress", "index"]
 
 logger = logging.getLogger(__name__)
 
 CAPTIONS_PER_COMMIT = 512
-AHEAD = 4
-"""Batches decoded ahead of the encoder: memory stays bounded, the encoder rarely waits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +62,7 @@ class IndexReport:
         moved: pictures that were found under another path.
         removed: pictures that are gone.
         problems: files that could not be indexed, in this or an earlier run.
+        files: pictures the library holds now.
         captions: captions the library holds now.
         unmatched: rows of the captions file whose picture is not in the library.
         embedded: pictures that went through the encoder.
@@ -82,15 +77,11 @@ class IndexReport:
     moved: int = 0
     removed: int = 0
     problems: int = 0
+    files: int = 0
     captions: int = 0
     unmatched: list[str] = field(default_factory=list)
     embedded: int = 0
     seconds: float = 0.0
-
-    @property
-    def files(self) -> int:
-        """Pictures in the library."""
-        return self.added + self.updated + self.unchanged + self.moved
 
     def to_json(self) -> dict[str, Any]:
         """Return the object that `index --json` prints."""
@@ -104,21 +95,13 @@ class IndexReport:
             "moved": self.moved,
             "removed": self.removed,
             "problems": self.problems,
+            "files": self.files,
             "captions": self.captions,
             "captions_unmatched": len(self.unmatched),
             "embedded": self.embedded,
             "seconds": round(self.seconds, 3),
             "images_per_second": round(self.embedded / max(self.seconds, 1e-9), 2),
         }
-
-
-@dataclass(frozen=True, slots=True)
-class _Read:
-    """One file, read: a picture with its captions, and its pixels unless its content is known."""
-
-    picture: Picture
-    captions: list[Caption]
-    pixels: NDArray[Any] | None
 
 
 def index(
@@ -149,9 +132,11 @@ def index(
         StorageError: the disk is full or read-only.
     """
     started = time.perf_counter()
-    root = Path(folder).expanduser().absolute()
+    if not str(folder):
+        raise SourceError("The folder's name is empty. Give the folder that holds the pictures.")
+    root = _expanded(folder).absolute()
     report_progress = progress or (lambda _: None)
-    pairs_file = None if captions is None else Path(captions).expanduser()
+    pairs_file = None if captions is None else _expanded(captions)
     pairs = [] if pairs_file is None else read_pairs(pairs_file)
 
     report_progress(Progress("scan", 0, 0))
@@ -176,25 +161,30 @@ def index(
         library.close()
 
 
+def _expanded(path: Path | str) -> Path:
+    # Unlike `Path.expanduser`, leaves alone what names no user's home.
+    return Path(os.path.expanduser(path))  # noqa: PTH111
+
+
 def _nothing_found(root: Path, found: Scan) -> str:
     where = f"No pictures were found in {root}"
     if found.unreadable:
         return f"{where}: {len(found.unreadable)} of its folders cannot be read. Check permissions."
     return (
         f"{where} (JPEG, PNG, WebP, GIF, BMP, TIFF, HEIC and AVIF are looked for, hidden folders "
-        "are not). Nothing was changed."
+        "are not). Nothing was changed; if there is an index from earlier, it is kept."
     )
 
 
 def _encoder(library: Library, model: str | Path | Encoder | None, *, reembed: bool) -> Encoder:
     row = library.catalog.library()
     encoder = load_encoder(model or row.model or DEFAULT_MODEL)
-    if row.encoder not in {None, encoder.spec} and not reembed:
-        assert row.encoder is not None
+    if row.encoder is not None and row.encoder != encoder.spec and not reembed:
+        built, asked = tell_apart(row.encoder, encoder.spec)
         raise ModelMismatch(
-            f"The library at {library.root} was built with {row.encoder.label}, and "
-            f"{encoder.spec.label} makes other vectors. To embed every picture again, run: "
-            f"mmsearch index {library.root} --model {encoder.location} --reembed"
+            f"The library at {library.root} was built with {built}, and {asked} makes other "
+            f"vectors. To embed every picture again, run: mmsearch index {quoted(library.root)} "
+            f"--model {quoted(encoder.location)} --reembed"
         )
     return encoder
 
@@ -224,31 +214,32 @@ class _Run:
     def pictures(self, *, retry: bool) -> None:
         """Read, embed and commit what is new or changed; forget what is gone."""
         broken = self.catalog.known_problems()
+        settled = [path for path in broken if self._is_gone(path)]
         todo: dict[str, FoundFile] = {}
         for path, file in self.found.files.items():
-            if not retry and broken.get(path) == (file.size, file.mtime_ns):
-                continue
             if self._is_current(self.known.get(path), file):
                 self.report.unchanged += 1
-            else:
+                settled.append(path)
+            elif retry or not self._is_hopeless(broken.get(path), file):
                 todo[path] = file
-        contents = self.catalog.known_contents(
-            (file.size for file in todo.values()), self.encoder_id
-        )
-        gone = self._gone()
+        sizes = (file.size for file in todo.values())
+        contents = self.catalog.known_contents(sizes, self.encoder_id)
+        reader = PictureReader(self.library.root, self.encoder, contents)
+        gone = {file.id: path for path, file in self.known.items() if self._is_gone(path)}
         done = 0
         self.progress(Progress("pictures", 0, len(todo)))
-        for batch in self._read_all(todo, contents):
+        for batch in reader.batches(todo):
             self._commit(batch, gone)
             done += len(batch)
             self.progress(Progress("pictures", done, len(todo)))
-        self._forget(gone, broken)
+        self._forget(gone, settled)
 
     def captions_file(self, source: Path, pairs: list[tuple[str, str]]) -> None:
         """Make the captions of a file those of the pictures it names."""
-        name = f"file:{source.name}"
+        name = f"file:{source.name}".encode(errors="replace").decode()
         known = self.catalog.known_files(self.encoder_id)
-        locate = _Locator(self.library.root, source.absolute().parent, known)
+        ids = {path: file.id for path, file in known.items()}
+        locate = Locator(self.library.root, source.absolute().parent, ids)
         by_file: dict[int, list[Caption]] = {
             file_id: [] for file_id in self.catalog.files_captioned_by(name)
         }
@@ -280,10 +271,12 @@ class _Run:
             with self.catalog.write() as transaction:
                 transaction.activate(self.encoder_id)
         self.progress(Progress("index", 0, 1))
+        row = self.catalog.library()
         for target in Target:
-            self.library.open_index(target)
+            self.library.open_index(target, row)
         self.progress(Progress("index", 1, 1))
         counts = self.catalog.counts()
+        self.report.files = counts.files
         self.report.problems = counts.problems
         self.report.captions = counts.captions
 
@@ -295,78 +288,21 @@ class _Run:
             == (file.size, file.mtime_ns, file.sidecars)
         )
 
-    def _gone(self) -> dict[int, str]:
-        """Return id and path of known pictures that the scan has not seen and could have seen."""
-        return {
-            file.id: path
-            for path, file in self.known.items()
-            if path not in self.found.files and not self.found.may_hold(path)
-        }
-
-    def _read_all(
-        self, todo: Mapping[str, FoundFile], contents: Mapping[bytes, int]
-    ) -> Iterator[list[_Read | tuple[str, MediaError]]]:
-        """Yield batches of read files in order, reading a bounded number ahead."""
-        size = self.encoder.batch_size
-        batch: list[_Read | tuple[str, MediaError]] = []
-        with ThreadPoolExecutor(_workers(), thread_name_prefix="read") as pool:
-            window: deque[tuple[str, Future[_Read]]] = deque()
-            try:
-                for path, file in todo.items():
-                    window.append((path, pool.submit(self._read, path, file, contents)))
-                    if len(window) >= AHEAD * size:
-                        batch.append(_result(*window.popleft()))
-                    if len(batch) == size:
-                        yield batch
-                        batch = []
-                while window:
-                    batch.append(_result(*window.popleft()))
-                    if len(batch) == size:
-                        yield batch
-                        batch = []
-            finally:
-                pool.shutdown(wait=False, cancel_futures=True)
-        if batch:
-            yield batch
-
-    def _read(self, path: str, file: FoundFile, contents: Mapping[bytes, int]) -> _Read:
-        """Read one file in a worker thread; decode it unless its content is known."""
-        absolute = self.library.root / path
-        data = read_bytes(absolute)
-        digest = sha256(data).digest()
-        image = open_picture(data)
-        facts = read_metadata(image)
-        turn = orientation(image)
-        width, height = image.size if turn < 5 else image.size[::-1]
-        format_ = image.format or "unknown"
-        pixels = None
-        if digest not in contents:
-            upright = upright_rgb(image, at_least=self.encoder.decode_size)
-            pixels = self.encoder.prepare(upright)
-        captions = list(facts.captions)
-        if file.sidecars:
-            beside = (absolute.with_name(name) for name in sidecar_names(absolute.name))
-            captions = [caption for path in beside for caption in read_sidecar(path)] + captions
-        picture = Picture(
-            path=path,
-            size=file.size,
-            mtime_ns=file.mtime_ns,
-            sha256=digest,
-            format=format_,
-            width=width,
-            height=height,
-            orientation=turn,
-            taken_at=facts.taken_at,
-            latitude=facts.latitude,
-            longitude=facts.longitude,
-            camera=facts.camera,
-            sidecars=file.sidecars,
+    def _is_hopeless(self, problem: KnownProblem | None, file: FoundFile) -> bool:
+        return (
+            problem is not None
+            and problem.kind not in TRANSIENT_KINDS
+            and (problem.size, problem.mtime_ns) == (file.size, file.mtime_ns)
         )
-        return _Read(picture, captions, pixels)
 
-    def _commit(self, batch: list[_Read | tuple[str, MediaError]], gone: dict[int, str]) -> None:
+    def _is_gone(self, path: str) -> bool:
+        """Say whether the scan would have seen a file at `path`, and has not."""
+        found = self.found
+        return path not in found.files and not found.may_hold(path)
+
+    def _commit(self, batch: list[Read | Unread], gone: dict[int, str]) -> None:
         """Embed a batch and write all of it in one transaction."""
-        reads = [item for item in batch if isinstance(item, _Read)]
+        reads = [item for item in batch if isinstance(item, Read)]
         fresh = [item for item in reads if item.pixels is not None]
         pixels = [item.pixels for item in reads if item.pixels is not None]
         vectors = self.encoder.encode_pixels(pixels)
@@ -374,18 +310,15 @@ class _Run:
         self.report.embedded += len(fresh)
         with self.catalog.write() as transaction:
             for item in batch:
-                if isinstance(item, _Read):
+                if isinstance(item, Read):
                     self._write(transaction, item, vector_of.get(item.picture.path), gone)
                 else:
-                    path, error = item
-                    file = self.found.files[path]
-                    problem = Problem(path, error.kind, str(error))
-                    transaction.put_problem(problem, file.size, file.mtime_ns)
+                    self._write_problem(transaction, item)
 
     def _write(
         self,
         transaction: Transaction,
-        item: _Read,
+        item: Read,
         vector: NDArray[np.float32] | None,
         gone: dict[int, str],
     ) -> None:
@@ -395,80 +328,47 @@ class _Run:
         if known is not None and known.id in same and known.embedded:
             # Only its time or its side-cars changed.
             transaction.refresh_file(known.id, picture)
-            file_id = known.id
             self.report.unchanged += 1
-        elif known is None and (old := next((id_ for id_ in same if id_ in gone), None)):
+            transaction.set_captions(known.id, item.captions)
+            return
+        old = None if known is not None else next((id_ for id_ in same if id_ in gone), None)
+        embedded = old is not None and self.known[gone[old]].embedded
+        if vector is None and not embedded:
+            vector = transaction.vector_of(picture.sha256, self.encoder_id)
+        if vector is None and not embedded:
+            # Its twin was itself replaced a moment ago (two files that swapped names).
+            try:
+                vector = self.encoder.encode_images([self.library.root / picture.path])[0]
+            except MediaError as error:
+                self._write_problem(transaction, Unread(picture.path, error))
+                return
+        if old is not None:
             transaction.refresh_file(old, picture)
-            file_id = old
-            if vector is not None:
-                # It was moved while a change of model is under way.
-                transaction.put_file(picture, self.encoder_id, vector)
             del gone[old]
             self.report.moved += 1
+        elif known is not None:
+            self.report.updated += 1
         else:
-            if vector is None:
-                vector = transaction.vector_of(picture.sha256, self.encoder_id)
-            if vector is None:
-                # Its twin was itself replaced a moment ago (two files that swapped names).
-                vector = self.encoder.encode_images([self.library.root / picture.path])[0]
+            self.report.added += 1
+        file_id = old
+        if vector is not None:
             file_id = transaction.put_file(picture, self.encoder_id, vector)
-            if known is None:
-                self.report.added += 1
-            else:
-                self.report.updated += 1
+        assert file_id is not None
         transaction.set_captions(file_id, item.captions)
 
-    def _forget(self, gone: Mapping[int, str], broken: Iterable[str]) -> None:
-        """Drop pictures and problems whose files are gone; record names that are no files."""
-        found = self.found
-        settled = [
-            path
-            for path in broken
-            if path not in found.files and path not in found.unusable and not found.may_hold(path)
-        ]
+    def _write_problem(self, transaction: Transaction, item: Unread) -> None:
+        file = self.found.files[item.path]
+        problem = Problem(item.path, item.error.kind, str(item.error))
+        keep = item.error.kind in TRANSIENT_KINDS
+        transaction.put_problem(problem, file.size, file.mtime_ns, forget=not keep)
+
+    def _forget(self, gone: Mapping[int, str], settled: Iterable[str]) -> None:
+        """Drop pictures and problems that are no more; record names that are no files."""
         with self.catalog.write() as transaction:
             transaction.remove_files(gone)
             transaction.resolve_problems(settled)
-            for path, reason in (found.unusable | found.unreadable).items():
-                kind = "not-a-file" if path in found.unusable else "unreadable"
-                transaction.put_problem(Problem(path, kind, reason), 0, 0)
+            for path, reason in self.found.unusable.items():
+                transaction.put_problem(Problem(path, "not-a-file", reason))
+            for path, reason in self.found.unreadable.items():
+                transaction.put_problem(Problem(path, "unreadable", reason), forget=False)
         self.report.removed = len(gone)
-
-
-class _Locator:
-    """Finds the picture that a row of a captions file means."""
-
-    def __init__(self, root: Path, beside: Path, known: Mapping[str, KnownFile]) -> None:
-        self._root = root
-        self._beside = beside
-        self._by_path = {path: file.id for path, file in known.items()}
-        by_name: dict[str, list[int]] = {}
-        for path, file in known.items():
-            by_name.setdefault(path.rpartition("/")[2], []).append(file.id)
-        self._by_name = {name: ids[0] for name, ids in by_name.items() if len(ids) == 1}
-
-    def __call__(self, path: str) -> int | None:
-        """Return the id of the picture at `path`: relative to the library, absolute, relative to
-        the captions file, or a file name that occurs once in the library.
-        """  # noqa: D205 (one sentence)
-        plain = path.replace("\\", "/").removeprefix("./")
-        if plain in self._by_path:
-            return self._by_path[plain]
-        absolute = Path(os.path.normpath(self._beside / path))
-        if absolute.is_relative_to(self._root):
-            inside = absolute.relative_to(self._root).as_posix()
-            if inside in self._by_path:
-                return self._by_path[inside]
-        return self._by_name.get(plain.rpartition("/")[2])
-
-
-def _result(path: str, future: Future[_Read]) -> _Read | tuple[str, MediaError]:
-    try:
-        return future.result()
-    except MediaError as error:
-        return path, error
-
-
-def _workers() -> int:
-    # Reading waits for the disk now and then, so one thread more than cores.
-    return (os.cpu_count() or 1) + 1

@@ -15,14 +15,18 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from errno import EACCES, EPERM, EROFS
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmsearch import indexes
-from mmsearch.errors import LibraryLocked, LibraryNotFound, StorageError
-from mmsearch.retrieval.catalog import Catalog
+from mmsearch.errors import LibraryError, LibraryLocked, LibraryNotFound, StorageError, quoted
+from mmsearch.indexes.base import WRITING, replacing
+from mmsearch.retrieval.catalog import Catalog, LibraryRow
 from mmsearch.retrieval.schema import Target
 
 if TYPE_CHECKING:
@@ -35,6 +39,7 @@ logger = logging.getLogger(__name__)
 FOLDER = ".mmsearch"
 ENVIRONMENT = "MMSEARCH_LIBRARY"
 CATALOG = "catalog.sqlite"
+ABANDONED_AFTER_S = 3600
 
 
 class Library:
@@ -62,10 +67,7 @@ class Library:
         """
         folder = _library_folder(path)
         if folder is None:
-            missing = "" if path.exists() else " (the folder does not exist)"
-            raise LibraryNotFound(
-                f"There is no library at {path}{missing}. Make one with: mmsearch index {path}"
-            )
+            raise _no_library(path)
         catalog = Catalog.open(folder / CATALOG)
         return cls(catalog.library().root or folder.parent, folder, catalog)
 
@@ -78,22 +80,9 @@ class Library:
         """
         root = root.absolute()
         folder = _library_folder(root)
-        beside = root / FOLDER
         if folder is None:
-            folder = beside
-            try:
-                folder.mkdir(exist_ok=True)
-            except OSError as reason:
-                folder = _folder_elsewhere(root)
-                logger.info("%s cannot be written to (%s): using %s", root, reason, folder)
-                try:
-                    folder.mkdir(parents=True, exist_ok=True)
-                except OSError as error:
-                    raise StorageError(
-                        f"A library for {root} can be made neither there ({reason.strerror}) nor "
-                        f"at {folder} ({error.strerror})."
-                    ) from error
-        catalog = Catalog.create(folder / CATALOG, root=None if folder == beside else root)
+            folder = _make_folder(root)
+        catalog = Catalog.create(folder / CATALOG, root=None if folder.parent == root else root)
         return cls(root, folder, catalog)
 
     @property
@@ -131,19 +120,19 @@ class Library:
         finally:
             lock.release()
 
-    def open_index(self, target: Target, stamp: str | None = None) -> VectorIndex:
-        """Return the index of the pictures or the captions in the catalog's present state.
+    def open_index(self, target: Target, row: LibraryRow) -> VectorIndex:
+        """Return the index of the pictures or the captions in the state that `row` names.
 
         The file is opened where it is current, otherwise made anew from the catalog and saved;
         where saving is impossible the index serves from memory.
         """
-        row = self.catalog.library()
         if row.encoder is None or row.encoder_id is None:
             raise LibraryNotFound(
-                f"The library at {self.root} holds nothing yet. Run: mmsearch index {self.root}"
+                f"The library at {self.root} holds nothing yet. "
+                f"Run: mmsearch index {quoted(self.root)}"
             )
-        path = self.folder / "index" / f"{target.value}-{stamp or row.stamp}.faiss"
-        if path.is_file():
+        path = self.folder / "index" / f"{target.value}-{row.stamp}.faiss"
+        if os.path.isfile(path):  # noqa: PTH113
             try:
                 return indexes.open(path)
             except indexes.IndexFileError as error:
@@ -161,8 +150,13 @@ class Library:
             path.parent.mkdir(exist_ok=True)
             index.save(path)
         except (OSError, RuntimeError) as error:
-            logger.warning("the index cannot be saved (%s); it serves from memory", error)
+            logger.warning("%s cannot be saved (%s); the index serves from memory", path, error)
             return
+        for leftover in path.parent.glob(f"{WRITING}*"):
+            # A process that was killed while saving left it; one that is at it now is younger.
+            with suppress(OSError):
+                if time.time() - leftover.stat().st_mtime > ABANDONED_AFTER_S:
+                    shutil.rmtree(leftover)
         for other in path.parent.glob(f"{target.value}-*.faiss"):
             if other != path:
                 # Still mapped by another process on Windows: the next save removes it.
@@ -183,7 +177,7 @@ def find_library(given: Path | None = None) -> tuple[Path, str]:
     if given is not None:
         return given, "given"
     if os.environ.get(ENVIRONMENT):
-        return Path(os.environ[ENVIRONMENT]).expanduser(), ENVIRONMENT
+        return Path(os.path.expanduser(os.environ[ENVIRONMENT])), ENVIRONMENT  # noqa: PTH111
     here = Path.cwd()
     for folder in (here, *here.parents):
         if _library_folder(folder) is not None:
@@ -197,7 +191,8 @@ def find_library(given: Path | None = None) -> tuple[Path, str]:
             f"There are several libraries below {here}: {names}. Choose one with --library."
         )
     last = _last_library_file()
-    with suppress(OSError, UnicodeDecodeError):
+    # After a loss of power the file may hold anything.
+    with suppress(OSError, ValueError):
         path = Path(os.fsdecode(last.read_bytes()))
         if _library_folder(path) is not None:
             return path, "last"
@@ -212,7 +207,8 @@ def remember_library(root: Path) -> None:
     path = _last_library_file()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(os.fsencode(root.absolute()))
+        with replacing(path) as temporary:
+            temporary.write_bytes(os.fsencode(root.absolute()))
     except OSError as error:
         logger.info("the last library is not remembered: %s", error)
 
@@ -220,10 +216,54 @@ def remember_library(root: Path) -> None:
 def _library_folder(path: Path) -> Path | None:
     """Return the library's folder for a path that names the pictures or that folder itself."""
     for folder in (path / FOLDER, path):
-        if folder.name == FOLDER and (folder / CATALOG).is_file():
+        if folder.name == FOLDER and _is_library(folder):
             return folder
     elsewhere = _folder_elsewhere(path)
-    return elsewhere if (elsewhere / CATALOG).is_file() else None
+    return elsewhere if _is_library(elsewhere) else None
+
+
+def _is_library(folder: Path) -> bool:
+    # Unlike `Path.is_file`, says no to folders that may not be entered and to impossible names.
+    return os.path.isfile(folder / CATALOG)  # noqa: PTH113
+
+
+def _no_library(path: Path) -> LibraryError:
+    try:
+        path.stat()
+        (path / FOLDER / CATALOG).stat()
+    except PermissionError:
+        return StorageError(f"The library at {path} may not be read by you. Check its permissions.")
+    except (OSError, ValueError):
+        pass
+    if os.path.isfile(path):  # noqa: PTH113
+        return LibraryNotFound(f"{path} is a file, not a library. Give the folder that holds it.")
+    missing = "" if os.path.exists(path) else " (the folder does not exist)"  # noqa: PTH110
+    return LibraryNotFound(
+        f"There is no library at {path}{missing}. Make one with: mmsearch index {quoted(path)}"
+    )
+
+
+def _make_folder(root: Path) -> Path:
+    """Make the library's folder: beside the pictures or, where that is not allowed, elsewhere."""
+    beside = root / FOLDER
+    try:
+        beside.mkdir(exist_ok=True)
+    except OSError as reason:
+        if reason.errno not in {EACCES, EPERM, EROFS}:
+            raise StorageError(
+                f"The library's folder {beside} cannot be made: {reason.strerror}."
+            ) from reason
+        elsewhere = _folder_elsewhere(root)
+        try:
+            elsewhere.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StorageError(
+                f"A library for {root} can be made neither there ({reason.strerror}) nor at "
+                f"{elsewhere} ({error.strerror})."
+            ) from error
+        logger.warning("%s cannot be written to; its library is kept in %s", root, elsewhere)
+        return elsewhere
+    return beside
 
 
 def _libraries_below(folder: Path) -> list[Path]:
@@ -232,13 +272,14 @@ def _libraries_below(folder: Path) -> list[Path]:
     except OSError:
         return []
     folders = (Path(entry.path) for entry in entries)
-    return [path for path in folders if (path / FOLDER / CATALOG).is_file()]
+    return [path for path in folders if _is_library(path / FOLDER)]
 
 
 def _folder_elsewhere(root: Path) -> Path:
     from platformdirs import user_data_path
 
-    name = hashlib.sha256(os.fsencode(root.absolute().resolve())).hexdigest()[:16]
+    real = os.path.realpath(root)
+    name = hashlib.sha256(os.fsencode(real)).hexdigest()[:16]
     return user_data_path("mmsearch", appauthor=False) / "libraries" / name
 
 

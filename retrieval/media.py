@@ -7,11 +7,12 @@ cannot be read raises `MediaError` with a `kind` that the catalog records.
 from __future__ import annotations
 
 import io
+import re
 from functools import cache
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from mmsearch.errors import MediaError
 
@@ -19,6 +20,7 @@ __all__ = [
     "MAX_FILE_BYTES",
     "MAX_PIXELS",
     "SUFFIXES",
+    "TRANSIENT_KINDS",
     "load_rgb",
     "open_picture",
     "orientation",
@@ -36,7 +38,20 @@ MAX_PIXELS = 256 * 1024 * 1024
 MAX_FILE_BYTES = 1 << 30
 """Larger files are not read: a picture is held in memory while it is decoded."""
 
+TRANSIENT_KINDS = frozenset({"unreadable", "vanished", "out-of-memory", "pillow-limit"})
+"""Problems that are not the content's: they may be over while size and time stay the same."""
+
 EXIF_ORIENTATION = 0x0112
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 # Pillow can open more, some of it by starting other programs (EPS runs Ghostscript).
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "HEIF", "AVIF", "JPEG2000", "PPM")
@@ -70,7 +85,13 @@ def open_picture(data: bytes) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(data), formats=_FORMATS)
     except Image.DecompressionBombError as error:
-        raise MediaError("too-large", str(error)) from error
+        pixels = re.search(r"\((\d+) pixels\)", str(error))
+        if pixels and int(pixels[1]) > MAX_PIXELS:
+            raise MediaError("too-large", _too_large(int(pixels[1]))) from error
+        raise MediaError(
+            "pillow-limit",
+            f"{error} Raise PIL.Image.MAX_IMAGE_PIXELS, or use the command line, which does.",
+        ) from error
     except UnidentifiedImageError as error:
         if _begins_like_a_picture(data):
             reason = "it begins like a picture, but its header is damaged or incomplete"
@@ -80,11 +101,7 @@ def open_picture(data: bytes) -> Image.Image:
         raise MediaError("damaged", f"the header cannot be read: {error}") from error
     width, height = image.size
     if width * height > MAX_PIXELS:
-        raise MediaError(
-            "too-large",
-            f"{width}×{height} is {width * height / 1e6:,.0f} megapixels; "
-            f"at most {MAX_PIXELS / 1e6:,.0f} are decoded",
-        )
+        raise MediaError("too-large", _too_large(width * height, f"{width}×{height}"))
     return image
 
 
@@ -121,12 +138,11 @@ def upright_rgb(image: Image.Image, *, at_least: int | None = None) -> Image.Ima
         image.load()
         rgb = _to_rgb(image)
         if turn != 1:
-            # The turn is applied by hand because some formats (HEIC) come upright already and say
-            # so by dropping the tag, while others lose the tag in the conversion above.
-            rgb.getexif()[EXIF_ORIENTATION] = turn
-            rgb = ImageOps.exif_transpose(rgb)
+            rgb = rgb.transpose(_TURNS[turn])
+            # The tag would turn it once more if it came back here.
+            rgb.info.pop("exif", None)
     except MemoryError as error:
-        raise MediaError("too-large", "there is not enough memory to decode it") from error
+        raise MediaError("out-of-memory", "there is not enough memory to decode it") from error
     except Exception as error:
         text = str(error)
         kind = "truncated" if "truncated" in text or "unexpected end" in text.lower() else "damaged"
@@ -137,7 +153,8 @@ def upright_rgb(image: Image.Image, *, at_least: int | None = None) -> Image.Ima
 def load_rgb(source: Path | str | Image.Image, *, at_least: int | None = None) -> Image.Image:
     """Return an upright RGB picture from a path, or from a picture the caller opened."""
     if isinstance(source, Image.Image):
-        return upright_rgb(source)
+        upright = upright_rgb(source)
+        return upright.copy() if upright is source else upright
     try:
         return upright_rgb(open_picture(read_bytes(Path(source))), at_least=at_least)
     except MediaError as error:
@@ -157,6 +174,11 @@ def _begins_like_a_picture(data: bytes) -> bool:
     )
 
 
+def _too_large(pixels: int, what: str = "it") -> str:
+    limit = f"at most {MAX_PIXELS / 1e6:,.0f} are decoded"
+    return f"{what} is a picture of {pixels / 1e6:,.0f} megapixels; {limit}"
+
+
 def _describe(data: bytes) -> str:
     start = data[:256].lstrip().lower()
     if start.startswith((b"<!doctype html", b"<html")):
@@ -167,8 +189,8 @@ def _describe(data: bytes) -> str:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB":
-        return image.copy()
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
     if image.mode.startswith("I") or image.mode == "F":
         return _high_depth_to_rgb(image)
     if image.mode in {"RGBA", "LA", "PA", "La", "RGBa"} or "transparency" in image.info:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterable, Iterator
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 from mmsearch.errors import MissingExtra, SourceError
 
-__all__ = ["Pair", "read_pairs"]
+__all__ = ["Locator", "Pair", "read_pairs"]
 
 PATH_COLUMNS = ("path", "image", "file", "filename", "file_name", "filepath", "image_path")
 CAPTION_COLUMNS = ("caption", "captions", "text", "title", "description")
@@ -52,7 +54,7 @@ def read_pairs(source: Path) -> list[Pair]:
         raise SourceError(
             f"{source} has an ending that is not known: captions are read from {known}."
         ) from None
-    if not source.is_file():
+    if not os.path.isfile(source):  # noqa: PTH113 (says no where Path raises)
         raise SourceError(f"There is no captions file {source}. Check the path.")
     try:
         pairs = [
@@ -194,3 +196,39 @@ _READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
     ".json": _read_json,
     ".parquet": _read_parquet,
 }
+
+
+class Locator:
+    """Finds the picture of a library that a row of a pairs file means.
+
+    Names are compared in Unicode's composed form: macOS lists them decomposed, people type them
+    composed.
+    """
+
+    def __init__(self, root: Path, beside: Path, ids: Mapping[str, int]) -> None:
+        """Take the library's root, the pairs file's folder, and every picture's id by path."""
+        self._root = root
+        self._beside = beside
+        self._ids = {normalize("NFC", path): id_ for path, id_ in ids.items()}
+        self._by_name: dict[str, list[str]] = {}
+        for path in self._ids:
+            self._by_name.setdefault(path.rpartition("/")[2], []).append(path)
+
+    def __call__(self, path: str) -> int | None:
+        """Return the id of the picture at `path`, or None.
+
+        The path may be relative to the library, absolute, or relative to the pairs file; failing
+        these it means the one picture whose whole path ends with it, if exactly one does.
+        """
+        plain = normalize("NFC", path.replace("\\", "/")).removeprefix("./")
+        if plain in self._ids:
+            return self._ids[plain]
+        absolute = Path(os.path.normpath(self._beside / plain))
+        if absolute.is_relative_to(self._root):
+            inside = absolute.relative_to(self._root).as_posix()
+            if inside in self._ids:
+                return self._ids[inside]
+        root = normalize("NFC", self._root.as_posix())
+        named = self._by_name.get(plain.rpartition("/")[2], [])
+        ending = [inside for inside in named if f"{root}/{inside}".endswith(f"/{plain}")]
+        return self._ids[ending[0]] if len(ending) == 1 else None

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 from collections import deque
 from dataclasses import dataclass, field
+from errno import ELOOP, ENOENT
 from hashlib import blake2b
 from pathlib import Path
+from stat import S_ISDIR
 
 from pathspec import GitIgnoreSpec
 
@@ -47,8 +49,8 @@ class Scan:
         files: pictures by path relative to the root, with forward slashes, sorted.
         unusable: names that look like pictures but are no files (links to nothing, pipes), with
             the reason.
-        unreadable: folders that could not be listed, with the reason: what lies below them is
-            unknown, not gone.
+        unreadable: folders that could not be listed and files that could not be looked at, with
+            the reason: they and what lies below them are unknown, not gone.
     """
 
     files: dict[str, FoundFile] = field(default_factory=dict)
@@ -56,8 +58,8 @@ class Scan:
     unreadable: dict[str, str] = field(default_factory=dict)
 
     def may_hold(self, path: str) -> bool:
-        """Say whether `path` lies below a folder that could not be listed."""
-        return any(path.startswith(f"{folder}/") for folder in self.unreadable)
+        """Say whether `path` is, or lies below, what could not be looked at."""
+        return any(path == place or path.startswith(f"{place}/") for place in self.unreadable)
 
 
 def scan(root: Path) -> Scan:
@@ -70,9 +72,13 @@ def scan(root: Path) -> Scan:
     Raises:
         SourceError: `root` itself is missing, no folder, or cannot be listed.
     """
-    if not root.exists():
-        raise SourceError(f"There is no folder {root}. Check the path.")
-    if not root.is_dir():
+    try:
+        is_folder = S_ISDIR(root.stat().st_mode)
+    except FileNotFoundError:
+        raise SourceError(f"There is no folder {root}. Check the path.") from None
+    except (OSError, ValueError) as error:
+        raise SourceError(f"The folder {root} cannot be reached: {error}.") from error
+    if not is_folder:
         raise SourceError(f"{root} is a file. Give the folder that holds it.")
     ignored = _ignore_rules(root)
     found = Scan()
@@ -120,7 +126,7 @@ def _visit(
                 if not ignored.match_file(f"{path}/"):
                     (links if entry.is_symlink() else folders).append((Path(entry.path), path))
                 continue
-            if os.path.splitext(name)[1].lower() not in SUFFIXES:  # noqa: PTH122 (str, hot loop)
+            if not _is_picture_name(name):
                 continue
             if ignored.match_file(path):
                 continue
@@ -130,10 +136,17 @@ def _visit(
                 continue
             status = entry.stat()
         except OSError as error:
-            found.unusable[path] = f"cannot be looked at: {error.strerror}"
+            if _is_picture_name(name):
+                lost = error.errno in {ENOENT, ELOOP}
+                reason = "a link that leads nowhere" if lost else f"{error.strerror}"
+                (found.unusable if lost else found.unreadable)[path] = reason
             continue
         sidecars = _sidecars(name, by_name)
         found.files[path] = FoundFile(status.st_size, status.st_mtime_ns, sidecars)
+
+
+def _is_picture_name(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in SUFFIXES  # noqa: PTH122 (a name, in a hot loop)
 
 
 def _sidecars(name: str, by_name: dict[str, os.DirEntry[str]]) -> str:

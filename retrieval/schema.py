@@ -8,7 +8,17 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Caption", "EncoderSpec", "Hit", "Picture", "Problem", "Query", "Results", "Target"]
+__all__ = [
+    "Caption",
+    "EncoderSpec",
+    "Hit",
+    "Picture",
+    "Problem",
+    "Query",
+    "Results",
+    "Target",
+    "tell_apart",
+]
 
 
 class Target(StrEnum):
@@ -42,6 +52,13 @@ class EncoderSpec:
     def label(self) -> str:
         """Name and revision, for people: `compact@1`."""
         return f"{self.name}@{self.revision}"
+
+
+def tell_apart(first: EncoderSpec, second: EncoderSpec) -> tuple[str, str]:
+    """Return names for two different encoders, with their fingerprints where names agree."""
+    if first.label != second.label:
+        return first.label, second.label
+    return tuple(f"{spec.label} ({spec.weights_sha256[:8]})" for spec in (first, second))  # type: ignore[return-value]
 
 
 @dataclass(frozen=True, slots=True)

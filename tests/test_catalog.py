@@ -204,13 +204,15 @@ def test_new_content_at_a_path_drops_every_encoders_vector(
         other = transaction.encoder_id(EncoderSpec("test", "two", "1", "cd" * 32, "{}", 2), "two")
         transaction.put_file(picture(), encoder_id, unit(1, 0, 0, 0))
         transaction.put_file(picture(), other, unit(1, 0))
-    assert catalog.counts().vectors == 2
+    assert len(catalog.file_vectors(encoder_id, 4)[0]) == catalog.counts().vectors == 1
+    assert len(catalog.file_vectors(other, 2)[0]) == 1
     with catalog.write() as transaction:
         transaction.put_file(picture(sha256=b"\2" * 32), other, unit(0, 1))
-    assert catalog.counts().vectors == 1
+    assert len(catalog.file_vectors(encoder_id, 4)[0]) == catalog.counts().vectors == 0
+    assert catalog.file_vectors(other, 2)[1].tolist() == [[0, 1]]
 
 
-def test_a_text_keeps_the_source_that_gave_it_first(catalog: Catalog, encoder_id: int) -> None:
+def test_captions_of_different_sources_live_apart(catalog: Catalog, encoder_id: int) -> None:
     with catalog.write() as transaction:
         file_id = transaction.put_file(picture(), encoder_id, unit(1, 0, 0, 0))
         transaction.set_captions(file_id, [Caption("x", "sidecar"), Caption("x", "exif")])
@@ -221,10 +223,12 @@ def test_a_text_keeps_the_source_that_gave_it_first(catalog: Catalog, encoder_id
         with catalog._connect() as connection:
             return {(row.text, row.source) for row in connection.execute(tables.caption.select())}
 
-    assert captions() == {("x", "sidecar"), ("y", "file:p.tsv")}
+    assert captions() == {("x", "sidecar"), ("x", "file:p.tsv"), ("y", "file:p.tsv")}
+    hits = catalog.caption_hits([(1, 0.9), (2, 0.9), (3, 0.5)])
+    assert [(hit.rank, hit.caption) for hit in hits] == [(1, "x"), (2, "y")]
     with catalog.write() as transaction:
         transaction.set_captions(file_id, [])
-    assert captions() == {("y", "file:p.tsv")}
+    assert captions() == {("x", "file:p.tsv"), ("y", "file:p.tsv")}
 
 
 @given(name=st.binary(min_size=1, max_size=40).filter(lambda raw: b"\0" not in raw))

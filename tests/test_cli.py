@@ -163,6 +163,12 @@ def test_evaluate_prints_both_directions(indexed: Path, tmp_path: Path) -> None:
         (("index", "missing"), 1, "There is no folder"),
         (("index", "empty"), 1, "No pictures were found"),
         (("index", "note.txt"), 1, "is a file"),
+        (("index", ""), 2, "it is empty"),
+        (("index", "x" * 300), 1, "cannot be reached"),
+        (("index", "~nosuchuser/photos"), 1, "no folder"),
+        (("query", "red", "--library", ""), 2, "it is empty"),
+        (("query", "red", "--library", "note.txt"), 1, "is a file, not a library"),
+        (("query", "red", "--library", "x" * 300), 1, "does not exist"),
         (("index", "photos", "--captions", "missing.tsv"), 1, "no captions file"),
         (("index", "photos", "--model", "unheard-of"), 1, "no encoder 'unheard-of'"),
         (("query", "red"), 1, "mmsearch index"),
@@ -444,3 +450,86 @@ def test_a_model_folder_works_by_path_and_can_be_moved(tmp_path: Path) -> None:
     assert "lacks" in run("query", "red", cwd=tmp_path, code=1).stderr
     (moved / "encoder.json").write_text('{"format": 99}')
     assert "encoder.json" in run("query", "red", cwd=tmp_path, code=1).stderr
+
+
+def unprivileged(*arguments: object, cwd: Path, code: int) -> str:
+    """Run without the rights that let root read everything; return what was said."""
+    without = "-dac_override,-dac_read_search"
+    prefix = ["setpriv", f"--bounding-set={without}", f"--inh-caps={without}"]
+    command = [*(prefix if os.geteuid() == 0 else []), MMSEARCH, *map(str, arguments)]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
+    assert done.returncode == code, (arguments, done.returncode, done.stdout, done.stderr)
+    assert "Traceback" not in done.stderr
+    return done.stderr
+
+
+@pytest.mark.skipif(
+    os.geteuid() == 0 and shutil.which("setpriv") is None, reason="root cannot be denied anything"
+)
+def test_missing_permissions_are_said_and_lose_nothing(tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    for name in ("x.jpg", "sub/y.jpg", "sub/z.jpg", "closed/v.jpg", "closed/w.jpg"):
+        draw(photos / name, size=(40 + len(name) + ord(name[-5]), 30))
+    run("index", photos)
+    locked = (photos / "x.jpg", photos / "sub", photos / "closed")
+    for path, mode in zip(locked, (0o000, 0o444, 0o000), strict=True):
+        os.utime(photos / "x.jpg")
+        path.chmod(mode)
+    assert "5 pictures" in unprivileged("index", photos, cwd=tmp_path, code=0)
+    status = json_of("status", "--problems", "--library", photos)
+    assert (status["files"], status["problems"]) == (5, 4)
+    assert {problem["kind"] for problem in status["problem_files"]} == {"unreadable"}
+    for path in locked:
+        path.chmod(0o755)
+    report = json_of("index", photos)
+    assert (report["unchanged"], report["problems"], report["embedded"]) == (5, 0, 0)
+
+    (tmp_path / "secret").mkdir(mode=0o000)
+    unprivileged("query", "red", cwd=tmp_path, code=0)
+    assert "cannot be reached" in unprivileged("index", "secret/x", cwd=tmp_path, code=1)
+    assert "no encoder" in unprivileged(
+        "index", photos, "--model", "secret/m", cwd=tmp_path, code=1
+    )
+    folder = photos / ".mmsearch"
+    folder.chmod(0o000)
+    for command in (("query", "red", "-L", photos), ("status", "-L", photos)):
+        assert "may not be read" in unprivileged(*command, cwd=tmp_path, code=1)
+    folder.chmod(0o555)
+    for path in folder.rglob("*"):
+        path.chmod(path.stat().st_mode & 0o555)
+    unprivileged("query", "red", "-L", photos, cwd=tmp_path, code=0)
+    assert "cannot be" in unprivileged("index", photos, cwd=tmp_path, code=1)
+    for path in (folder, *folder.rglob("*")):
+        path.chmod(path.stat().st_mode | 0o700)
+
+
+def test_a_forgotten_last_library_is_not_an_error(indexed: Path, tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    (state / "mmsearch").mkdir(parents=True)
+    (state / "mmsearch/last-library").write_bytes(bytes(64))
+    done = run("query", "red", cwd=tmp_path, code=1, XDG_STATE_HOME=str(state))
+    assert "There is no library" in done.stderr
+
+
+def test_words_that_are_no_valid_text_are_asked_all_the_same(indexed: Path) -> None:
+    done = run("query", os.fsdecode(b"caf\xe9"), "--json", cwd=indexed)
+    assert json.loads(done.stdout)["results"]
+
+
+def test_streams_that_cannot_take_everything(tmp_path: Path) -> None:
+    draw(tmp_path / "photos/写真.jpg")
+    run("index", tmp_path / "photos")
+    done = run("query", "red", cwd=tmp_path, PYTHONIOENCODING="cp1252")
+    assert done.stdout.endswith("\\u5199\\u771f.jpg\n")
+    for redirection in (">&-", "> /dev/full"):
+        command = f"'{MMSEARCH}' query red {redirection}"
+        done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True)
+        assert "Traceback" not in done.stderr
+
+
+def test_a_folders_name_cannot_steer_the_terminal(tmp_path: Path) -> None:
+    photos = tmp_path / "evil\x1b[31m"
+    draw(photos / "x.jpg")
+    for done in (run("index", photos), run("status", cwd=tmp_path)):
+        assert "\x1b" not in done.stdout + done.stderr
+        assert "evil\\x1b[31m" in done.stdout + done.stderr

@@ -10,7 +10,14 @@ import pytest
 from PIL import Image
 
 import mmsearch
-from mmsearch.errors import LibraryLocked, ModelMismatch, SourceError
+from mmsearch.errors import (
+    LibraryLocked,
+    LibraryNotFound,
+    ModelMismatch,
+    SourceError,
+    StorageError,
+)
+from mmsearch.retrieval import reading
 from mmsearch.retrieval.ingest import IndexReport, index
 from mmsearch.retrieval.library import Library
 from mmsearch.retrieval.schema import Target
@@ -312,7 +319,7 @@ def test_pictures_below_an_unreadable_folder_are_kept(
     listed = os.scandir
 
     def refuse(path: str | os.PathLike[str]) -> object:
-        if os.fspath(path).endswith("trip"):
+        if not isinstance(path, int) and os.fspath(path).endswith("trip"):
             raise PermissionError(13, "Permission denied")
         return listed(path)
 
@@ -434,3 +441,144 @@ def test_caption_search_without_captions_finds_nothing(
     with mmsearch.open(photos, model=encoder) as engine:
         results = engine.search("red", to=Target.CAPTIONS)
         assert (results.hits, results.considered) == ((), 0)
+
+
+@pytest.mark.parametrize("name", [b"2019 #1", b"what?", b"odd%20name", b"caf\xe9", b"a&b='c'"])
+def test_any_folder_name_keeps_its_library_to_itself(
+    name: bytes, photos: Path, encoder: ColourEncoder
+) -> None:
+    root = photos.rename(photos.parent / os.fsdecode(name))
+    other = photos.parent / "2019 #2"
+    draw(other / "x.jpg")
+    assert counts(index(root, model=encoder)) == (6, 0, 0, 0, 0)
+    assert counts(index(other, model=encoder)) == (1, 0, 0, 0, 0)
+    assert counts(index(root, model=encoder)) == (0, 0, 6, 0, 0)
+    assert {path.name for path in root.parent.iterdir()} == {root.name, other.name}
+    assert (root / ".mmsearch" / "catalog.sqlite").is_file()
+    assert len(list((root / ".mmsearch" / "index").glob("images-*.faiss"))) == 1
+    with mmsearch.open(root, model=encoder) as engine:
+        assert engine.search("red", k=1).hits[0].path == "red.jpg"
+
+
+def test_an_open_engine_refuses_vectors_of_another_model(
+    photos: Path, encoder: ColourEncoder
+) -> None:
+    index(photos, model=encoder)
+    with mmsearch.open(photos, model=encoder) as engine:
+        assert engine.search("red", k=1).hits
+        index(photos, model=ColourEncoder(revision="2"), reembed=True)
+        with pytest.raises(ModelMismatch, match="colour@2"):
+            engine.search("red", k=1)
+
+
+def test_captions_of_other_folders_pictures_are_not_taken(
+    photos: Path, encoder: ColourEncoder, tmp_path: Path
+) -> None:
+    pairs = tmp_path / "pairs.tsv"
+    lines = ["2022/red.jpg", "/elsewhere/red.jpg", "my photos/red.jpg", "black.jpg"]
+    pairs.write_text("path\tcaption\n" + "".join(f"{line}\tx {line}\n" for line in lines))
+    report = index(photos, model=encoder, captions=pairs)
+    assert report.unmatched == ["2022/red.jpg", "/elsewhere/red.jpg"]
+    assert report.captions == 2
+
+
+def test_a_caption_file_of_any_name(photos: Path, encoder: ColourEncoder, tmp_path: Path) -> None:
+    pairs = tmp_path / os.fsdecode(b"caf\xe9.tsv")
+    pairs.write_text("path\tcaption\nred.jpg\ta caption\n")
+    assert index(photos, model=encoder, captions=pairs).captions == 1
+    assert index(photos, model=encoder, captions=pairs).captions == 1
+
+
+def test_a_caption_that_two_sources_give_counts_once_and_outlives_one(
+    photos: Path, encoder: ColourEncoder, tmp_path: Path
+) -> None:
+    pairs = tmp_path / "pairs.tsv"
+    pairs.write_text("path\tcaption\nred.jpg\ta red wall\nred.jpg\tbricks\n")
+    (photos / "red.txt").write_text("a red wall\n")
+    index(photos, model=encoder, captions=pairs)
+    with mmsearch.open(photos, model=encoder) as engine:
+        hits = engine.search(image=photos / "red.jpg", to="captions", k=2).hits
+        assert {hit.caption for hit in hits} == {"a red wall", "bricks"}
+    (photos / "red.txt").unlink()
+    assert index(photos, model=encoder).captions == 2
+
+
+def test_a_picture_moved_during_a_change_of_model_is_found_after_it(
+    photos: Path, encoder: ColourEncoder
+) -> None:
+    shutil.copy(photos / "red.jpg", photos / "zz.jpg")
+    index(photos, model=encoder)
+
+    class Interrupted(ColourEncoder):
+        def _encode_pixels(self, pixels: np.ndarray) -> np.ndarray:
+            if self.embedded_images:
+                raise KeyboardInterrupt
+            return super()._encode_pixels(pixels)
+
+    with pytest.raises(KeyboardInterrupt):
+        index(photos, model=Interrupted(revision="2"), reembed=True)
+    (photos / "zz.jpg").rename(photos / "moved.jpg")
+    newer = ColourEncoder(revision="2")
+    index(photos, model=newer, reembed=True)
+    with mmsearch.open(photos, model=newer) as engine:
+        assert len(engine) == 7
+        assert {hit.path for hit in engine.search("red", k=2).hits} == {"red.jpg", "moved.jpg"}
+
+
+def test_something_in_the_librarys_place_is_named(photos: Path, encoder: ColourEncoder) -> None:
+    (photos / ".mmsearch").write_text("a file of somebody's")
+    with pytest.raises(StorageError, match=r"\.mmsearch cannot be made"):
+        index(photos, model=encoder)
+    assert (photos / ".mmsearch").read_text() == "a file of somebody's"
+
+
+def test_an_unfinished_catalog_is_no_library_yet(photos: Path, encoder: ColourEncoder) -> None:
+    (photos / ".mmsearch").mkdir()
+    (photos / ".mmsearch" / "catalog.sqlite").touch()
+    with pytest.raises(LibraryNotFound, match="only just being made"):
+        mmsearch.open(photos, model=encoder)
+    assert counts(index(photos, model=encoder)) == (6, 0, 0, 0, 0)
+
+
+def test_what_a_killed_save_left_behind_is_swept_away(photos: Path, encoder: ColourEncoder) -> None:
+    index(photos, model=encoder)
+    old, new = (photos / ".mmsearch" / "index" / f".writing-{name}" for name in ("old", "new"))
+    for leftover in (old, new):
+        leftover.mkdir()
+        (leftover / "half.faiss").write_bytes(b"half")
+    os.utime(old, (1, 1))
+    draw(photos / "more.jpg")
+    index(photos, model=encoder)
+    assert not old.exists()
+    assert new.exists()
+
+
+def test_a_link_in_a_circle_is_no_picture(tmp_path: Path, encoder: ColourEncoder) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(SourceError, match="No pictures"):
+        index(tmp_path, model=encoder)
+    (tmp_path / "loop.jpg").symlink_to("loop.jpg")
+    assert index(tmp_path, model=encoder).problems == 1
+
+
+def test_pictures_beyond_the_pixel_budget_wait_for_each_other(
+    photos: Path, encoder: ColourEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "MAX_PIXELS", 60 * 32)
+    assert counts(index(photos, model=encoder)) == (6, 0, 0, 0, 0)
+
+
+def test_an_emptily_named_folder_is_refused(encoder: ColourEncoder) -> None:
+    with pytest.raises(SourceError, match="empty"):
+        index("", model=encoder)
+
+
+def test_a_picture_that_pillow_alone_refuses_is_tried_again(
+    photos: Path, encoder: ColourEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20 * 32)
+    report = index(photos, model=encoder)
+    assert (report.files, report.problems) == (0, 6)
+    monkeypatch.undo()
+    report = index(photos, model=encoder)
+    assert (report.files, report.problems) == (6, 0)

@@ -7,7 +7,13 @@ transaction, so a vector without its file, or the reverse, cannot exist.
 
 from __future__ import annotations
 
-from mmsearch.retrieval.catalog.store import Catalog, Counts, KnownFile, LibraryRow
+from mmsearch.retrieval.catalog.store import (
+    Catalog,
+    Counts,
+    KnownFile,
+    KnownProblem,
+    LibraryRow,
+)
 from mmsearch.retrieval.catalog.transaction import Transaction
 
-__all__ = ["Catalog", "Counts", "KnownFile", "LibraryRow", "Transaction"]
+__all__ = ["Catalog", "Counts", "KnownFile", "KnownProblem", "LibraryRow", "Transaction"]

@@ -74,7 +74,7 @@ def m001_initial(connection: Connection) -> None:
             file_id INTEGER NOT NULL REFERENCES file (id) ON DELETE CASCADE,
             text TEXT NOT NULL,
             source TEXT NOT NULL,
-            UNIQUE (file_id, text)
+            UNIQUE (file_id, text, source)
         )
         """,
         """

@@ -6,6 +6,7 @@ import dataclasses
 import logging
 import os
 import secrets
+import sqlite3
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from sqlalchemy import Column, Table, create_engine, event, exc, func, select
+from sqlalchemy.pool import QueuePool
 
 from mmsearch.errors import LibraryLocked, LibraryNotFound, StorageError
 from mmsearch.retrieval.catalog import migrations, tables
@@ -26,15 +28,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from sqlalchemy import Connection, Engine
 
-__all__ = ["Catalog", "Counts", "KnownFile", "LibraryRow"]
+__all__ = ["Catalog", "Counts", "KnownFile", "KnownProblem", "LibraryRow"]
 
 logger = logging.getLogger(__name__)
 
 BUSY_TIMEOUT_S = 10.0
 """How long a statement waits for another process's transaction, which lasts milliseconds."""
-
-PARAMETERS_PER_STATEMENT = 30_000
-"""SQLite takes at most 32,766 parameters in one statement."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +69,17 @@ class KnownFile:
 
 
 @dataclass(frozen=True, slots=True)
+class KnownProblem:
+    """A file that could not be indexed, as it was then."""
+
+    size: int
+    mtime_ns: int
+    kind: str
+
+
+@dataclass(frozen=True, slots=True)
 class Counts:
-    """How much a library holds."""
+    """How much a library holds; vectors are those of the active encoder's pictures."""
 
     files: int
     captions: int
@@ -123,13 +131,13 @@ class Catalog:
             LibraryTooNew: a later version made it.
             StorageError: the file is no catalog or is damaged.
         """
-        if not path.is_file():
+        if not os.path.isfile(path):  # noqa: PTH113 (says no where Path raises)
             raise LibraryNotFound(f"There is no library at {path.parent}.")
-        frozen = not os.access(path.parent, os.W_OK)
-        catalog = cls(path, _engine(path, frozen=frozen))
+        writable = os.access(path.parent, os.W_OK) and os.access(path, os.W_OK)
+        catalog = cls(path, _engine(path) if writable else _read_only_engine(path))
         with catalog._connect() as connection:
             lacking = migrations.missing(migrations.applied(connection))
-        if lacking and frozen:
+        if lacking and not writable:
             raise StorageError(
                 f"The library at {path.parent} was made by an earlier mmsearch and must be brought "
                 "up to date, but its folder is read-only. Make it writable and try again."
@@ -159,9 +167,10 @@ class Catalog:
         """Return the library's own row and its active encoder."""
         joined = tables.library.outerjoin(tables.encoder)
         with self._connect() as connection:
-            row = connection.execute(
-                select(tables.library, tables.encoder).select_from(joined)
-            ).one()
+            statement = select(tables.library, tables.encoder).select_from(joined)
+            row = connection.execute(statement).one_or_none()
+        if row is None:
+            raise self._unfinished()
         fields = row._mapping
         spec = None
         if fields[tables.library.c.encoder_id] is not None:
@@ -181,7 +190,10 @@ class Catalog:
     def stamp(self) -> str:
         """Return the name of the present state: what an index file must carry to be current."""
         with self._connect() as connection:
-            return str(connection.scalar(select(tables.library.c.stamp)))
+            stamp: str | None = connection.scalar(select(tables.library.c.stamp))
+        if stamp is None:
+            raise self._unfinished()
+        return stamp
 
     def known_files(self, encoder_id: int) -> dict[str, KnownFile]:
         """Return every file by path, and whether this encoder has embedded it."""
@@ -197,12 +209,13 @@ class Catalog:
                 for path, id_, size, mtime_ns, sidecars, embedded in rows
             }
 
-    def known_problems(self) -> dict[str, tuple[int, int]]:
-        """Return (size, mtime_ns) of every file that could not be indexed, by path."""
+    def known_problems(self) -> dict[str, KnownProblem]:
+        """Return every file that could not be indexed, by path."""
         columns = tables.problem.c
+        statement = select(columns.path, columns.size, columns.mtime_ns, columns.kind)
         with self._connect() as connection:
-            rows = connection.execute(select(columns.path, columns.size, columns.mtime_ns))
-            return {path: (size, mtime_ns) for path, size, mtime_ns in rows}
+            rows = connection.execute(statement)
+            return {path: KnownProblem(*rest) for path, *rest in rows}
 
     def known_contents(self, sizes: Iterable[int], encoder_id: int) -> dict[bytes, int]:
         """Return the file id by content hash, for embedded files of one of the given sizes."""
@@ -213,7 +226,7 @@ class Catalog:
         with self._connect() as connection:
             return {
                 bytes(sha256): id_
-                for part in _parts(sorted(set(sizes)))
+                for part in tables.in_parts(sorted(set(sizes)))
                 for sha256, id_ in connection.execute(statement.where(file.size.in_(part)))
             }
 
@@ -262,7 +275,7 @@ class Catalog:
         with self._connect() as connection:
             rows = {
                 row.id: row
-                for part in _parts(ids)
+                for part in tables.in_parts(ids)
                 for row in connection.execute(select(*columns).where(file.id.in_(part)))
             }
         found = [(rows[id_], score) for id_, score in ranked if id_ in rows]
@@ -272,7 +285,10 @@ class Catalog:
         )
 
     def caption_hits(self, ranked: Sequence[tuple[int, float]]) -> tuple[Hit, ...]:
-        """Return hits for (caption id, score) pairs, each with the picture it belongs to."""
+        """Return hits for (caption id, score) pairs, each with the picture it belongs to.
+
+        A text that several sources give for one picture counts once.
+        """
         file, caption = tables.file.c, tables.caption.c
         columns = (
             caption.id.label("caption_id"),
@@ -288,13 +304,16 @@ class Catalog:
         with self._connect() as connection:
             rows = {
                 row.caption_id: row
-                for part in _parts(ids)
+                for part in tables.in_parts(ids)
                 for row in connection.execute(joined.where(caption.id.in_(part)))
             }
-        found = [(rows[id_], score) for id_, score in ranked if id_ in rows]
+        found: dict[tuple[int, str], tuple[Any, float]] = {}
+        for id_, score in ranked:
+            if id_ in rows:
+                found.setdefault((rows[id_].id, rows[id_].text), (rows[id_], score))
         return tuple(
             Hit(rank, row.id, row.path, score, row.text, row.taken_at, row.width, row.height)
-            for rank, (row, score) in enumerate(found, 1)
+            for rank, (row, score) in enumerate(found.values(), 1)
         )
 
     def files_captioned_by(self, source: str) -> list[int]:
@@ -313,19 +332,29 @@ class Catalog:
 
     def counts(self) -> Counts:
         """Return how much the library holds."""
-        vector = tables.file_vector.c.vector
+        active = tables.file_vector.c.encoder_id == (
+            select(tables.library.c.encoder_id).scalar_subquery()
+        )
+        vectors = select(
+            func.count(), func.coalesce(func.sum(func.length(tables.file_vector.c.vector)), 0)
+        ).where(active)
         with self._connect() as connection:
 
             def rows(table: Table) -> int:
                 return connection.scalar(select(func.count()).select_from(table)) or 0
 
             return Counts(
-                files=rows(tables.file),
-                captions=rows(tables.caption),
-                problems=rows(tables.problem),
-                vectors=rows(tables.file_vector),
-                vector_bytes=connection.scalar(select(func.sum(func.length(vector)))) or 0,
+                rows(tables.file),
+                rows(tables.caption),
+                rows(tables.problem),
+                *connection.execute(vectors).one(),
             )
+
+    def _unfinished(self) -> LibraryNotFound:
+        return LibraryNotFound(
+            f"The library at {self.path.parent} is only just being made. Run mmsearch index on "
+            "its folder of pictures, or wait for the run that is at it."
+        )
 
     def _migrate(self) -> None:
         with self._connect() as connection:
@@ -368,25 +397,52 @@ class Catalog:
             yield connection
 
 
-def _engine(path: Path, *, frozen: bool = False) -> Engine:
-    # A read-only place cannot hold the files WAL needs; SQLite reads it when told nobody writes.
-    uri = f"{path.absolute().as_uri()}?" + ("mode=ro&immutable=1" if frozen else "mode=rwc")
-    engine = create_engine(f"sqlite:///{uri}&uri=true", connect_args={"timeout": BUSY_TIMEOUT_S})
+def _engine(path: Path, options: str = "mode=rwc") -> Engine:
+    # A URI of our own making: SQLAlchemy would decode the escapes of its own, and cut the path of
+    # a folder called "2019 #1" at the hash.
+    uri = f"{path.absolute().as_uri()}?{options}"
 
-    @event.listens_for(engine, "connect")
-    def set_up(connection: Any, _: object) -> None:  # noqa: ANN401
-        # SQLAlchemy, not the driver, begins transactions: the driver would leave DDL outside them.
-        connection.isolation_level = None
+    def connect() -> sqlite3.Connection:
+        connection = sqlite3.connect(
+            uri, uri=True, timeout=BUSY_TIMEOUT_S, check_same_thread=False, isolation_level=None
+        )
         connection.execute("PRAGMA foreign_keys = ON")
-        if not frozen:
+        if options == "mode=rwc":
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = NORMAL")
+        return connection
 
+    engine = create_engine("sqlite://", creator=connect, poolclass=QueuePool)
+
+    # SQLAlchemy, not the driver, begins transactions: the driver would leave DDL outside them.
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
         immediate = connection.get_execution_options().get("immediate")
         connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
 
+    return engine
+
+
+def _read_only_engine(path: Path) -> Engine:
+    """Open a catalog that this user may not write to.
+
+    Reading a WAL catalog takes a shared-memory file beside it. Where that can be had, another
+    user's writes are seen. On a read-only medium it cannot, but nobody writes there either, unless
+    a log waits to be worked in.
+    """
+    engine = _engine(path, "mode=ro")
+    try:
+        with engine.connect() as connection:
+            connection.exec_driver_sql("SELECT count(*) FROM sqlite_master")
+    except exc.DBAPIError:
+        engine.dispose()
+        log = path.with_name(f"{path.name}-wal")
+        if os.path.isfile(log) and log.stat().st_size:  # noqa: PTH113
+            raise StorageError(
+                f"The library at {path.parent} was left in the middle of writing, and you may not "
+                "write there to mend it. Let its owner run any mmsearch command on it once."
+            ) from None
+        return _engine(path, "mode=ro&immutable=1")
     return engine
 
 
@@ -423,9 +479,7 @@ def _as_mmsearch_errors(path: Path) -> Iterator[None]:
                 f"The catalog {path} is damaged ({error.orig}). Restore it from a backup, or move "
                 "its folder aside and run mmsearch index again; the pictures are untouched."
             ) from error
-        raise
-
-
-def _parts(ids: Sequence[int]) -> Iterator[Sequence[int]]:
-    for start in range(0, len(ids), PARAMETERS_PER_STATEMENT):
-        yield ids[start : start + PARAMETERS_PER_STATEMENT]
+        raise StorageError(
+            f"The catalog {path} refused a statement ({error.orig}). If it is no catalog of "
+            "mmsearch, move it out of the way; otherwise please report this."
+        ) from error

@@ -19,6 +19,8 @@ from sqlalchemy import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
     from sqlalchemy import Dialect
 
 __all__ = [
@@ -27,6 +29,7 @@ __all__ = [
     "encoder",
     "file",
     "file_vector",
+    "in_parts",
     "library",
     "metadata",
     "problem",
@@ -54,6 +57,16 @@ class FilePath(TypeDecorator[str]):
 
     def process_result_value(self, value: Any, dialect: Dialect) -> str | None:  # noqa: ANN401
         return os.fsdecode(value) if isinstance(value, bytes) else value
+
+
+PARAMETERS_PER_STATEMENT = 30_000
+"""SQLite takes at most 32,766 parameters in one statement."""
+
+
+def in_parts(values: Sequence[int]) -> Iterator[Sequence[int]]:
+    """Split what one statement could not take."""
+    for start in range(0, len(values), PARAMETERS_PER_STATEMENT):
+        yield values[start : start + PARAMETERS_PER_STATEMENT]
 
 
 metadata = MetaData()

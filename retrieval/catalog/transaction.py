@@ -123,8 +123,7 @@ class Transaction:
 
         Args:
             file_id: the picture.
-            captions: what its sources say now; a text that another source already gave is kept
-                under that source.
+            captions: what its sources say now; the first of them that gives a text keeps it.
             sources: the sources that `captions` speaks for; those read with the picture itself
                 (side-cars, embedded metadata) when not given, so that captions from a captions
                 file stay.
@@ -134,20 +133,19 @@ class Transaction:
             select(columns.id, columns.text, columns.source).where(columns.file_id == file_id)
         ).all()
         spoken_for = None if sources is None else set(sources)
-        # The first source that gives a text keeps it.
+        # Reversed, so that the first source that gives a text keeps it.
         wanted = {caption.text: caption.source for caption in reversed(captions)}
         stale = []
         for id_, text, source in rows:
-            if source in spoken_for if spoken_for is not None else not source.startswith("file:"):
-                if wanted.get(text) == source:
-                    del wanted[text]
-                else:
-                    stale.append(id_)
-            else:
-                wanted.pop(text, None)
+            ours = source in spoken_for if spoken_for is not None else source[:5] != "file:"
+            if ours and wanted.get(text) == source:
+                del wanted[text]
+            elif ours:
+                stale.append(id_)
         if stale:
             self._changed = True
-            self._connection.execute(delete(tables.caption).where(columns.id.in_(stale)))
+            for part in tables.in_parts(stale):
+                self._connection.execute(delete(tables.caption).where(columns.id.in_(part)))
         if wanted:
             self._changed = True
             self._connection.execute(
@@ -164,12 +162,21 @@ class Transaction:
         """Store `float32[n, dim]` vectors of captions."""
         self._put_vectors(tables.caption_vector, "caption_id", encoder_id, ids, vectors)
 
-    def put_problem(self, problem: Problem, size: int, mtime_ns: int) -> None:
-        """Record why a file cannot be indexed; whatever its path held before is forgotten."""
+    def put_problem(
+        self, problem: Problem, size: int = 0, mtime_ns: int = 0, *, forget: bool = True
+    ) -> None:
+        """Record why a file cannot be indexed.
+
+        Args:
+            problem: the file and the reason.
+            size: its size then, in bytes.
+            mtime_ns: its time then; size and time tell whether it has changed since.
+            forget: drop the picture that stood at its path. False where its content is unknown,
+                as when permission is missing, and may well be what it was.
+        """
         self.resolve_problems([problem.path])
-        old = self._connection.scalar(
-            select(tables.file.c.id).where(tables.file.c.path == problem.path)
-        )
+        same = tables.file.c.path == problem.path
+        old = self._connection.scalar(select(tables.file.c.id).where(same)) if forget else None
         if old is not None:
             self.remove_files([old])
         self._insert(

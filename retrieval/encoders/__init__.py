@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from mmsearch.errors import ModelError
@@ -30,8 +31,8 @@ def load_encoder(name: str | Path | Encoder = DEFAULT_MODEL) -> Encoder:
     from mmsearch.retrieval.encoders.onnx import OnnxEncoder
 
     bundled = str(name) == DEFAULT_MODEL
-    folder = BUNDLED / DEFAULT_MODEL if bundled else Path(name).expanduser()
-    if not (folder / "encoder.json").is_file():
+    folder = BUNDLED / DEFAULT_MODEL if bundled else Path(os.path.expanduser(name))  # noqa: PTH111
+    if not os.path.isfile(folder / "encoder.json"):  # noqa: PTH113
         raise ModelError(
             f"There is no encoder '{name}'. Use '{DEFAULT_MODEL}', or the path of a folder that "
             "holds an encoder.json."

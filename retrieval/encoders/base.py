@@ -77,7 +77,9 @@ class Encoder(ABC):
         """Embed texts: `float32[n, dim]`, unit rows; what exceeds the tower's length is cut off."""
         if isinstance(texts, str):
             raise TypeError("encode_texts takes a list of texts; wrap a single one: [text]")
-        return self._in_batches(texts, self._encode_texts)
+        # A word that is no valid text (a lone surrogate from the command line) becomes "?".
+        clean = [text.encode(errors="replace").decode() for text in texts]
+        return self._in_batches(clean, self._encode_texts)
 
     @abstractmethod
     def _encode_pixels(self, pixels: NDArray[Any]) -> NDArray[np.float32]: ...

@@ -1,0 +1,156 @@
+"""Reading pictures ahead of the encoder: files in, pixels and facts out, in order.
+
+Threads read, hash and decode (Pillow's decoders let go of the interpreter's lock) a bounded number
+of files ahead, and never more than `media.MAX_PIXELS` pixels at once.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from threading import Condition
+from typing import TYPE_CHECKING, Any
+
+from mmsearch.errors import MediaError
+from mmsearch.retrieval.captions import read_sidecar, sidecar_names
+from mmsearch.retrieval.media import (
+    MAX_PIXELS,
+    open_picture,
+    orientation,
+    read_bytes,
+    upright_rgb,
+)
+from mmsearch.retrieval.metadata import read_metadata
+from mmsearch.retrieval.schema import Caption, Picture
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from mmsearch.retrieval.encoders.base import Encoder
+    from mmsearch.retrieval.scan import FoundFile
+
+__all__ = ["PictureReader", "Read", "Unread"]
+
+BATCHES_AHEAD = 4
+"""Enough that the encoder rarely waits; prepared pixels are small."""
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """A file that was read: the picture, its captions, and its pixels unless it is known."""
+
+    picture: Picture
+    captions: list[Caption]
+    pixels: NDArray[Any] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Unread:
+    """A file that could not be read, and why."""
+
+    path: str
+    error: MediaError
+
+
+class PictureReader:
+    """Reads the files of one library for one encoder."""
+
+    def __init__(self, root: Path, encoder: Encoder, contents: Mapping[bytes, int]) -> None:
+        """Take the library's root, the encoder, and the hashes whose vectors are known."""
+        self._root = root
+        self._encoder = encoder
+        self._contents = contents
+        self._pixels = _Budget(MAX_PIXELS)
+
+    def batches(self, files: Mapping[str, FoundFile]) -> Iterator[list[Read | Unread]]:
+        """Yield what became of `files`, in their order, an encoder's batch at a time."""
+        size = self._encoder.batch_size
+        batch: list[Read | Unread] = []
+        # Reading waits for the disk now and then, so one thread more than cores.
+        with ThreadPoolExecutor((os.cpu_count() or 1) + 1, "read") as pool:
+            ahead: deque[Future[Read | Unread]] = deque()
+            try:
+                for path, file in files.items():
+                    ahead.append(pool.submit(self._read_or_say_why, path, file))
+                    if len(ahead) >= BATCHES_AHEAD * size:
+                        batch.append(ahead.popleft().result())
+                    if len(batch) == size:
+                        yield batch
+                        batch = []
+                while ahead:
+                    batch.append(ahead.popleft().result())
+                    if len(batch) == size:
+                        yield batch
+                        batch = []
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+        if batch:
+            yield batch
+
+    def _read_or_say_why(self, path: str, file: FoundFile) -> Read | Unread:
+        try:
+            return self._read(path, file)
+        except MediaError as error:
+            return Unread(path, error)
+
+    def _read(self, path: str, file: FoundFile) -> Read:
+        absolute = self._root / path
+        data = read_bytes(absolute)
+        digest = sha256(data).digest()
+        image = open_picture(data)
+        facts = read_metadata(image)
+        turn = orientation(image)
+        width, height = image.size if turn < 5 else image.size[::-1]
+        format_ = image.format or "unknown"
+        pixels = None
+        if digest not in self._contents:
+            with self._pixels.spend(width * height):
+                upright = upright_rgb(image, at_least=self._encoder.decode_size)
+                pixels = self._encoder.prepare(upright)
+        captions = list(facts.captions)
+        if file.sidecars:
+            beside = (absolute.with_name(name) for name in sidecar_names(absolute.name))
+            captions = [caption for path in beside for caption in read_sidecar(path)] + captions
+        picture = Picture(
+            path=path,
+            size=file.size,
+            mtime_ns=file.mtime_ns,
+            sha256=digest,
+            format=format_,
+            width=width,
+            height=height,
+            orientation=turn,
+            taken_at=facts.taken_at,
+            latitude=facts.latitude,
+            longitude=facts.longitude,
+            camera=facts.camera,
+            sidecars=file.sidecars,
+        )
+        return Read(picture, captions, pixels)
+
+
+class _Budget:
+    """Lets threads spend at most `total` at the same time; each waits until its part is free."""
+
+    def __init__(self, total: int) -> None:
+        self._free = total
+        self._changed = Condition()
+
+    @contextmanager
+    def spend(self, amount: int) -> Iterator[None]:
+        """Hold `amount`, which is at most the total, while the block runs."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._free >= amount)
+            self._free -= amount
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._free += amount
+                self._changed.notify_all()
