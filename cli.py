@@ -407,8 +407,8 @@ def _set_up_process() -> None:
     logging.basicConfig(level=level, format="mmsearch: %(message)s", stream=sys.stderr)
     codecs.register_error("mmsearch", _encode_anyhow)
     # A stream is None where the shell closed it.
-    sys.stdout = sys.stdout or Path(os.devnull).open("w")
-    sys.stderr = sys.stderr or Path(os.devnull).open("w")
+    sys.stdout = sys.stdout or Path(os.devnull).open("w")  # noqa: SIM115 (the process closes it)
+    sys.stderr = sys.stderr or Path(os.devnull).open("w")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="mmsearch")  # type: ignore[union-attr]
 
