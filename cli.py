@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import codecs
 import json
-import logging
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +12,7 @@ import typer
 
 from mmsearch import __version__
 from mmsearch.errors import MmsearchError, quoted
+from mmsearch.retrieval.terminal import printable, progress_bar, say, set_up_process
 
 if TYPE_CHECKING:
     from mmsearch.retrieval.ingest import IndexReport
@@ -59,13 +56,13 @@ LibraryOption = Annotated[
 
 def main() -> None:
     """Run the command line and end the process with its exit code."""
-    _set_up_process()
+    set_up_process()
     try:
         app()
     except MmsearchError as error:
         if os.environ.get("MMSEARCH_DEBUG"):
             raise
-        _say(f"mmsearch: {error}")
+        say(f"mmsearch: {error}")
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(EXIT_INTERRUPTED)
@@ -73,7 +70,7 @@ def main() -> None:
         if os.environ.get("MMSEARCH_DEBUG"):
             raise
         place = f"{error.filename}: " if error.filename else ""
-        _say(f"mmsearch: {place}{error.strerror or error}")
+        say(f"mmsearch: {place}{error.strerror or error}")
         sys.exit(1)
 
 
@@ -134,7 +131,7 @@ def index(
     _read_large_pictures()
     last = ingest.Progress("scan", 0, 0)
     try:
-        with _progress_bar() as show:
+        with progress_bar() as show:
 
             def follow(progress: ingest.Progress) -> None:
                 nonlocal last
@@ -151,14 +148,14 @@ def index(
             )
     except KeyboardInterrupt:
         saved = f"{last.done:,} of {last.total:,} new or changed {last.stage}"
-        _say(
+        say(
             f"Interrupted. Saved: {saved if last.total else 'nothing new yet'}. "
             "Run the same command to continue."
         )
         raise typer.Exit(EXIT_INTERRUPTED) from None
     if as_json:
         _print_json(report.to_json())
-    _say(_summary(report, path))
+    say(_summary(report, path))
     if report.files == 0:
         raise typer.Exit(EXIT_NEEDS_ATTENTION)
 
@@ -204,7 +201,7 @@ def query(
     else:
         _print_results(results)
     if not results.hits:
-        _say("Nothing in this library to choose from." if not results.considered else "No match.")
+        say("Nothing in this library to choose from." if not results.considered else "No match.")
         raise typer.Exit(EXIT_NOTHING_MATCHED)
 
 
@@ -229,7 +226,7 @@ def evaluate(
     from mmsearch.retrieval import evaluation
 
     _read_large_pictures()
-    with _progress_bar() as show:
+    with progress_bar() as show:
         report = evaluation.evaluate(pairs, images, model=model, gallery=gallery, progress=show)
     if as_json:
         _print_json(report.to_json())
@@ -282,7 +279,7 @@ def status(
         _print_problems(listed)
     else:
         typer.echo(
-            f"{_printable(str(opened.root))}  {counts.files:,} pictures · "
+            f"{printable(str(opened.root))}  {counts.files:,} pictures · "
             f"{counts.captions:,} captions · {counts.problems:,} problems · {model} · exact search"
         )
 
@@ -292,7 +289,7 @@ def _find_library(given: Path | None) -> Path:
 
     path, how = find_library(given)
     if how == "last":
-        _say(f"No library here; asking the one indexed last: {path}")
+        say(f"No library here; asking the one indexed last: {path}")
     return path
 
 
@@ -303,8 +300,8 @@ def _print_results(results: Results) -> None:
             str(hit.rank),
             f"{hit.score:.3f}",
             hit.taken_at.date().isoformat() if hit.taken_at else "-",
-            _printable(hit.path),
-            *([_printable(hit.caption)] if hit.caption is not None else []),
+            printable(hit.path),
+            *([printable(hit.caption)] if hit.caption is not None else []),
         )
         for hit in results.hits
     ]
@@ -316,14 +313,14 @@ def _print_results(results: Results) -> None:
     for rank, score, date, *rest in rows:
         typer.echo(f"{rank:>{width}}  {score:>6}  {date:<10}  {'  '.join(rest)}")
     search = "exact" if results.exact else "approximate"
-    _say(f"{len(rows)} of {results.considered:,} · {search} · {results.took_ms:.0f} ms")
+    say(f"{len(rows)} of {results.considered:,} · {search} · {results.took_ms:.0f} ms")
 
 
 def _print_problems(problems: list[Problem]) -> None:
     for problem in problems:
-        typer.echo(f"{problem.kind}\t{_printable(problem.path)}\t{_printable(problem.reason)}")
+        typer.echo(f"{problem.kind}\t{printable(problem.path)}\t{printable(problem.reason)}")
     if not problems:
-        _say("No problems: every picture is indexed.")
+        say("No problems: every picture is indexed.")
 
 
 def _summary(report: IndexReport, path: Path) -> str:
@@ -348,79 +345,11 @@ def _summary(report: IndexReport, path: Path) -> str:
     if report.unmatched:
         lines.append(
             f"{len(report.unmatched):,} rows of the captions file name no picture of this library "
-            f"(the first: {_printable(report.unmatched[0])})"
+            f"(the first: {printable(report.unmatched[0])})"
         )
     if report.added and report.files:
         lines.append('Try: mmsearch query "a dog on a beach"')
     return "\n".join(lines)
-
-
-@contextmanager
-def _progress_bar() -> Iterator[Callable[[str, int, int], None]]:
-    """Yield what shows (stage, done, total): a bar with rate and time left, on a terminal only."""
-    if not sys.stderr.isatty():
-        yield lambda *_: None
-        return
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        ProgressColumn,
-        Task,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-    from rich.text import Text
-
-    class Rate(ProgressColumn):
-        def render(self, task: Task) -> Text:
-            return Text(f"{task.speed:,.0f}/s" if task.speed else "")
-
-    columns = (
-        TextColumn("{task.description:<9}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        Rate(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        tasks: dict[str, Any] = {}
-
-        def show(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                for task in bar.task_ids:
-                    bar.remove_task(task)
-                tasks[stage] = bar.add_task(stage.capitalize(), total=None)
-            # Refreshed at the end, which the next stage would otherwise hide before it is drawn.
-            bar.update(tasks[stage], completed=done, total=total or None, refresh=done == total)
-
-        yield show
-
-
-def _set_up_process() -> None:
-    """Make this process ours: what a library must not do to the program that embeds it."""
-    import warnings
-
-    warnings.simplefilter("ignore")
-    level = logging.DEBUG if os.environ.get("MMSEARCH_DEBUG") else logging.WARNING
-    logging.basicConfig(level=level, format="mmsearch: %(message)s", stream=sys.stderr)
-    codecs.register_error("mmsearch", _encode_anyhow)
-    # A stream is None where the shell closed it.
-    sys.stdout = sys.stdout or Path(os.devnull).open("w")  # noqa: SIM115 (the process closes it)
-    sys.stderr = sys.stderr or Path(os.devnull).open("w")  # noqa: SIM115
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="mmsearch")  # type: ignore[union-attr]
-
-
-def _encode_anyhow(error: UnicodeError) -> tuple[str | bytes, int]:
-    """Let out what a stream cannot encode: raw bytes of file names as they are, else escapes."""
-    if not isinstance(error, UnicodeEncodeError):
-        raise error
-    part = error.object[error.start : error.end]
-    if all(map(_is_raw_byte, part)):
-        return os.fsencode(part), error.end
-    return codecs.backslashreplace_errors(error)
 
 
 def _read_large_pictures() -> None:
@@ -443,18 +372,5 @@ def _terminate_like_interrupt() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
-def _say(message: str) -> None:
-    typer.echo("\n".join(map(_printable, message.split("\n"))), err=True)
-
-
 def _print_json(document: dict[str, Any]) -> None:
     typer.echo(json.dumps(document))
-
-
-def _printable(text: str) -> str:
-    """Return text that cannot steer a terminal or break a line: control characters escaped."""
-    return "".join(c if c.isprintable() or _is_raw_byte(c) else repr(c)[1:-1] for c in text)
-
-
-def _is_raw_byte(character: str) -> bool:
-    return "\udc80" <= character <= "\udcff"

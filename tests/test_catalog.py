@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from sqlalchemy import inspect
 
 from mmsearch.errors import LibraryLocked, LibraryNotFound, LibraryTooNew, StorageError
-from mmsearch.retrieval.catalog import Catalog, migrations, store, tables
+from mmsearch.retrieval.catalog import Catalog, migrations, tables
+from mmsearch.retrieval.catalog import connection as connections
 from mmsearch.retrieval.ingest import index
 from mmsearch.retrieval.schema import Caption, EncoderSpec, Picture, Problem
 from tests.conftest import ColourEncoder, draw
@@ -247,7 +248,7 @@ def test_any_file_name_comes_back_byte_for_byte(name: bytes) -> None:
 def test_a_locked_catalog_says_so(
     catalog: Catalog, encoder_id: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store, "BUSY_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(connections, "BUSY_TIMEOUT_S", 0.1)
     second = Catalog.open(catalog.path)
     with catalog.write() as transaction:
         transaction.put_problem(Problem("b.jpg", "empty", "zero bytes"), 0, 0)

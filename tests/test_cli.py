@@ -321,7 +321,12 @@ def test_interrupted_it_says_what_is_saved_and_continues(
 ) -> None:
     photos = many_photos(tmp_path / "photos", 400)
     process = subprocess.Popen(
-        [MMSEARCH, "index", str(photos)], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [MMSEARCH, "index", str(photos)],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        # What runs the tests in the background may have them ignore Ctrl-C, and children inherit it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     wait_for_files(photos, 32)
     process.send_signal(stop)

@@ -1,0 +1,112 @@
+"""Connections to a catalog's SQLite file, and its errors as instructions."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sqlalchemy import create_engine, event, exc
+from sqlalchemy.pool import QueuePool
+
+from mmsearch.errors import LibraryLocked, StorageError
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection, Engine
+
+__all__ = ["as_mmsearch_errors", "read_only_engine", "sqlite_engine"]
+
+BUSY_TIMEOUT_S = 10.0
+"""How long a statement waits for another process's transaction, which lasts milliseconds."""
+
+
+def sqlite_engine(path: Path, options: str = "mode=rwc") -> Engine:
+    """Return an engine for a catalog, opened with SQLite's own URI options."""
+    # A URI of our own making: SQLAlchemy would decode the escapes of its own, and cut the path of
+    # a folder called "2019 #1" at the hash.
+    uri = f"{path.absolute().as_uri()}?{options}"
+
+    def connect() -> sqlite3.Connection:
+        connection = sqlite3.connect(
+            uri, uri=True, timeout=BUSY_TIMEOUT_S, check_same_thread=False, isolation_level=None
+        )
+        connection.execute("PRAGMA foreign_keys = ON")
+        if options == "mode=rwc":
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = NORMAL")
+        return connection
+
+    engine = create_engine("sqlite://", creator=connect, poolclass=QueuePool)
+
+    # SQLAlchemy, not the driver, begins transactions: the driver would leave DDL outside them.
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        immediate = connection.get_execution_options().get("immediate")
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
+
+    return engine
+
+
+def read_only_engine(path: Path) -> Engine:
+    """Open a catalog that this user may not write to.
+
+    Reading a WAL catalog takes a shared-memory file beside it. Where that can be had, another
+    user's writes are seen. On a read-only medium it cannot, but nobody writes there either, unless
+    a log waits to be worked in.
+    """
+    engine = sqlite_engine(path, "mode=ro")
+    try:
+        with engine.connect() as connection:
+            connection.exec_driver_sql("SELECT count(*) FROM sqlite_master")
+    except exc.DBAPIError:
+        engine.dispose()
+        log = path.with_name(f"{path.name}-wal")
+        if os.path.isfile(log) and log.stat().st_size:  # noqa: PTH113
+            raise StorageError(
+                f"The library at {path.parent} was left in the middle of writing, and you may not "
+                "write there to mend it. Let its owner run any mmsearch command on it once."
+            ) from None
+        return sqlite_engine(path, "mode=ro&immutable=1")
+    return engine
+
+
+@contextmanager
+def as_mmsearch_errors(path: Path) -> Iterator[None]:
+    """Turn SQLite's own words into an instruction."""
+    try:
+        yield
+    except exc.DBAPIError as error:
+        words = str(error.orig).lower()
+        if "locked" in words or "busy" in words:
+            raise LibraryLocked(
+                f"The catalog {path} is in use by another process. Wait for it to finish, then "
+                "run the same command again."
+            ) from error
+        if "full" in words:
+            raise StorageError(
+                f"The disk that holds {path} is full. What was saved before is safe; free some "
+                "space and run the same command again."
+            ) from error
+        if "readonly" in words or "read-only" in words or "unable to open" in words:
+            raise StorageError(
+                f"The catalog {path} cannot be written or opened: {error.orig}. Check the "
+                "permissions of its folder."
+            ) from error
+        if "disk i/o" in words:
+            raise StorageError(
+                f"The disk that holds {path} failed to read or write. It may be full, unplugged or "
+                "failing; what was saved before is safe. Look at the disk, then run the same "
+                "command again."
+            ) from error
+        if "malformed" in words or "not a database" in words:
+            raise StorageError(
+                f"The catalog {path} is damaged ({error.orig}). Restore it from a backup, or move "
+                "its folder aside and run mmsearch index again; the pictures are untouched."
+            ) from error
+        raise StorageError(
+            f"The catalog {path} refused a statement ({error.orig}). If it is no catalog of "
+            "mmsearch, move it out of the way; otherwise please report this."
+        ) from error
