@@ -325,7 +325,7 @@ def test_interrupted_it_says_what_is_saved_and_continues(
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        # What runs the tests in the background may have them ignore Ctrl-C, and children inherit it.
+        # Whoever runs the tests in the background makes them, and their children, ignore Ctrl-C.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     wait_for_files(photos, 32)
