@@ -126,6 +126,7 @@ def index(
     Example: mmsearch index ./photos
     """
     from mmsearch.retrieval import ingest
+    from mmsearch.retrieval.library import remember_library
 
     _terminate_like_interrupt()
     _read_large_pictures()
@@ -153,6 +154,7 @@ def index(
             "Run the same command to continue."
         )
         raise typer.Exit(EXIT_INTERRUPTED) from None
+    remember_library(report.library)
     if as_json:
         _print_json(report.to_json())
     say(_summary(report, path))

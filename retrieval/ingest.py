@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmsearch.errors import MediaError, ModelMismatch, SourceError, quoted
 from mmsearch.retrieval.encoders import DEFAULT_MODEL, Encoder, load_encoder
-from mmsearch.retrieval.library import Library, remember_library
+from mmsearch.retrieval.library import Library
 from mmsearch.retrieval.media import TRANSIENT_KINDS
 from mmsearch.retrieval.pairs import Locator, read_pairs
 from mmsearch.retrieval.reading import PictureReader, Read, Unread
@@ -154,7 +154,6 @@ def index(
                 run.captions_file(pairs_file, [(pair.path, pair.caption) for pair in pairs])
             run.embed_captions()
             run.finish()
-        remember_library(root)
         run.report.seconds = time.perf_counter() - started
         return run.report
     finally:
@@ -219,7 +218,8 @@ class _Run:
         for path, file in self.found.files.items():
             if self._is_current(self.known.get(path), file):
                 self.report.unchanged += 1
-                settled.append(path)
+                if path in broken:
+                    settled.append(path)
             elif retry or not self._is_hopeless(broken.get(path), file):
                 todo[path] = file
         sizes = (file.size for file in todo.values())

@@ -32,7 +32,7 @@ from mmsearch.retrieval.schema import Target
 if TYPE_CHECKING:
     from mmsearch.indexes import VectorIndex
 
-__all__ = ["ENVIRONMENT", "FOLDER", "Library", "find_library"]
+__all__ = ["ENVIRONMENT", "FOLDER", "Library", "find_library", "remember_library"]
 
 logger = logging.getLogger(__name__)
 
