@@ -7,7 +7,7 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING
 
-from mmsearch.errors import MediaError, ModelError, ModelMismatch, QueryError, quoted
+from mmsearch.errors import MediaError, MmsearchError, ModelError, ModelMismatch, QueryError, quoted
 from mmsearch.retrieval.encoders import DEFAULT_MODEL, load_encoder
 from mmsearch.retrieval.library import Library
 from mmsearch.retrieval.schema import Hit, Query, Results, Target, tell_apart
@@ -168,8 +168,13 @@ def open_engine(path: Path | str, *, model: str | Path | Encoder | None = None) 
     try:
         encoder = load_encoder(model or library.model or DEFAULT_MODEL)
     except ModelError as error:
+        library.close()
         raise ModelError(
             f"{error} The library at {library.root} was built with it; if its folder was moved, "
             f"run: mmsearch index {quoted(library.root)} --model NEW_FOLDER"
         ) from error
-    return SearchEngine(library, encoder)
+    try:
+        return SearchEngine(library, encoder)
+    except MmsearchError:
+        library.close()
+        raise

@@ -65,7 +65,7 @@ class Library:
             LibraryTooNew: a later version of mmsearch made it.
             StorageError: its catalog is damaged.
         """
-        folder = _library_folder(path)
+        folder = _library_folder(path.absolute())
         if folder is None:
             raise _no_library(path)
         catalog = Catalog.open(folder / CATALOG)

@@ -101,8 +101,9 @@ def test_library_is_found_from_inside_by_option_by_variable_and_as_the_last(
         (("--library", "my photos"), indexed, {}),
         ((), tmp_path, {"MMSEARCH_LIBRARY": str(photos)}),
     ):
-        done = run("query", "red", "-k", "1", *arguments, cwd=cwd, **environment)
-        assert (done.stdout.count("\n"), done.stderr) == (1, "")
+        done = run("query", "red", "-k", "1", "--json", *arguments, cwd=cwd, **environment)
+        assert json.loads(done.stdout)["library"] == str(photos)
+        assert done.stderr == ""
     run("query", "red", cwd=tmp_path, code=1)
     run("index", photos)
     done = run("query", "red", cwd=tmp_path)
