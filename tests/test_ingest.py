@@ -24,6 +24,19 @@ from mmsearch.retrieval.schema import Target
 from tests.conftest import COLOURS, ColourEncoder, draw
 
 
+class InterruptedEncoder(ColourEncoder):
+    """Ctrl-C is pressed when `after` pictures are embedded."""
+
+    def __init__(self, after: int, revision: str = "1") -> None:
+        super().__init__(revision)
+        self._after = after
+
+    def _encode_pixels(self, pixels: np.ndarray) -> np.ndarray:
+        if self.embedded_images >= self._after:
+            raise KeyboardInterrupt
+        return super()._encode_pixels(pixels)
+
+
 def counts(report: IndexReport) -> tuple[int, int, int, int, int]:
     return report.added, report.updated, report.unchanged, report.moved, report.removed
 
@@ -237,14 +250,8 @@ def test_interrupted_run_continues_to_the_same_catalog(
     shutil.copytree(photos, other, copy_function=shutil.copy2)
     index(other, model=ColourEncoder())
 
-    class Interrupted(ColourEncoder):
-        def _encode_pixels(self, pixels: np.ndarray) -> np.ndarray:
-            if self.embedded_images >= 12:
-                raise KeyboardInterrupt
-            return super()._encode_pixels(pixels)
-
     with pytest.raises(KeyboardInterrupt):
-        index(photos, model=Interrupted())
+        index(photos, model=InterruptedEncoder(after=12))
     assert len(rows(photos)) == 12
     continued = ColourEncoder()
     assert counts(index(photos, model=continued)) == (12, 0, 12, 0, 0)
@@ -273,14 +280,8 @@ def test_interrupted_change_of_model_leaves_the_old_one_answering(
 ) -> None:
     index(photos, model=encoder)
 
-    class Interrupted(ColourEncoder):
-        def _encode_pixels(self, pixels: np.ndarray) -> np.ndarray:
-            if self.embedded_images:
-                raise KeyboardInterrupt
-            return super()._encode_pixels(pixels)
-
     with pytest.raises(KeyboardInterrupt):
-        index(photos, model=Interrupted(revision="2"), reembed=True)
+        index(photos, model=InterruptedEncoder(after=4, revision="2"), reembed=True)
     with mmsearch.open(photos, model=encoder) as engine:
         assert engine.search("red", k=1).hits[0].path == "red.jpg"
         assert len(engine) == 6
@@ -509,14 +510,8 @@ def test_a_picture_moved_during_a_change_of_model_is_found_after_it(
     shutil.copy(photos / "red.jpg", photos / "zz.jpg")
     index(photos, model=encoder)
 
-    class Interrupted(ColourEncoder):
-        def _encode_pixels(self, pixels: np.ndarray) -> np.ndarray:
-            if self.embedded_images:
-                raise KeyboardInterrupt
-            return super()._encode_pixels(pixels)
-
     with pytest.raises(KeyboardInterrupt):
-        index(photos, model=Interrupted(revision="2"), reembed=True)
+        index(photos, model=InterruptedEncoder(after=4, revision="2"), reembed=True)
     (photos / "zz.jpg").rename(photos / "moved.jpg")
     newer = ColourEncoder(revision="2")
     index(photos, model=newer, reembed=True)
