@@ -210,4 +210,4 @@ def _high_depth_to_rgb(image: Image.Image) -> Image.Image:
         low, high = float(values.min()), float(values.max())
         if low < 0 or high > 255:
             values = (values - low) * (255.0 / max(high - low, 1e-9))
-    return Image.fromarray(values.clip(0, 255).round().astype(np.uint8), "L").convert("RGB")
+    return Image.fromarray(values.clip(0, 255).round().astype(np.uint8)).convert("RGB")
