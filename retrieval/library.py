@@ -69,7 +69,12 @@ class Library:
         if folder is None:
             raise _no_library(path)
         catalog = Catalog.open(folder / CATALOG)
-        return cls(catalog.library().root or folder.parent, folder, catalog)
+        try:
+            root = catalog.library().root
+        except LibraryError:
+            catalog.close()
+            raise
+        return cls(root or folder.parent, folder, catalog)
 
     @classmethod
     def create(cls, root: Path) -> Library:

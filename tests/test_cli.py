@@ -12,6 +12,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 from random import Random
 
@@ -278,9 +279,8 @@ def wait_for_files(folder: Path, n: int) -> None:
     while time.monotonic() < deadline:
         if catalog.is_file():
             try:
-                connection = sqlite3.connect(f"file:{catalog}?mode=ro", uri=True)
-                (found,) = connection.execute("SELECT count(*) FROM file").fetchone()
-                connection.close()
+                with closing(sqlite3.connect(f"file:{catalog}?mode=ro", uri=True)) as connection:
+                    (found,) = connection.execute("SELECT count(*) FROM file").fetchone()
             except sqlite3.Error:
                 found = 0
             if found >= n:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import shutil
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -41,15 +42,14 @@ def counts(report: IndexReport) -> tuple[int, int, int, int, int]:
     return report.added, report.updated, report.unchanged, report.moved, report.removed
 
 
-def rows(photos: Path, *, ids: bool = True) -> list[tuple[object, ...]]:
+def rows(photos: Path) -> list[tuple[object, ...]]:
     """Everything the catalog says about files, vectors and captions, but for times of indexing."""
-    with sqlite3.connect(photos / ".mmsearch" / "catalog.sqlite") as connection:
+    with closing(sqlite3.connect(photos / ".mmsearch" / "catalog.sqlite")) as connection:
         connection.text_factory = bytes
-        id_ = "file.id, caption.id," if ids else ""
         return connection.execute(
-            f"""
-            SELECT {id_} path, size, mtime_ns, sha256, width, height, orientation, taken_at,
-                   latitude, camera, sidecars, file_vector.vector,
+            """
+            SELECT file.id, caption.id, path, size, mtime_ns, sha256, width, height,
+                   orientation, taken_at, latitude, camera, sidecars, file_vector.vector,
                    caption.text, caption.source, caption_vector.vector
             FROM file JOIN file_vector ON file_vector.file_id = file.id
             LEFT JOIN caption ON caption.file_id = file.id
@@ -171,7 +171,8 @@ def test_retry_reads_bad_files_again(photos: Path, encoder: ColourEncoder) -> No
     index(photos, model=encoder)
     stat = (photos / "empty.png").stat()
     # The same size and time, yet readable now: as when a codec was missing.
-    with sqlite3.connect(photos / ".mmsearch" / "catalog.sqlite") as connection:
+    catalog = photos / ".mmsearch" / "catalog.sqlite"
+    with closing(sqlite3.connect(catalog)) as connection, connection:
         draw(photos / "empty.png", "red")
         os.utime(photos / "empty.png", ns=(stat.st_mtime_ns, stat.st_mtime_ns))
         size = (photos / "empty.png").stat().st_size

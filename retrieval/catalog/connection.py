@@ -33,10 +33,14 @@ def sqlite_engine(path: Path, options: str = "mode=rwc") -> Engine:
         connection = sqlite3.connect(
             uri, uri=True, timeout=BUSY_TIMEOUT_S, check_same_thread=False, isolation_level=None
         )
-        connection.execute("PRAGMA foreign_keys = ON")
-        if options == "mode=rwc":
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute("PRAGMA synchronous = NORMAL")
+        try:
+            connection.execute("PRAGMA foreign_keys = ON")
+            if options == "mode=rwc":
+                connection.execute("PRAGMA journal_mode = WAL")
+                connection.execute("PRAGMA synchronous = NORMAL")
+        except sqlite3.Error:
+            connection.close()
+            raise
         return connection
 
     engine = create_engine("sqlite://", creator=connect, poolclass=QueuePool)

@@ -107,19 +107,20 @@ class Catalog:
             StorageError: the disk is full or read-only, or the file is no catalog.
         """
         catalog = cls(path, sqlite_engine(path))
-        catalog._migrate()
-        with catalog._connect(immediate=True) as connection:
-            if connection.scalar(select(tables.library.c.id)) is None:
-                connection.execute(
-                    tables.library.insert().values(
-                        id=1,
-                        uid=str(uuid.uuid4()),
-                        created_at=datetime.now(UTC).replace(tzinfo=None),
-                        root=None if root is None else str(root),
-                        generation=0,
-                        stamp=f"0-{secrets.token_hex(4)}",
+        with catalog._closed_on_error():
+            catalog._migrate()
+            with catalog._connect(immediate=True) as connection:
+                if connection.scalar(select(tables.library.c.id)) is None:
+                    connection.execute(
+                        tables.library.insert().values(
+                            id=1,
+                            uid=str(uuid.uuid4()),
+                            created_at=datetime.now(UTC).replace(tzinfo=None),
+                            root=None if root is None else str(root),
+                            generation=0,
+                            stamp=f"0-{secrets.token_hex(4)}",
+                        )
                     )
-                )
         return catalog
 
     @classmethod
@@ -135,15 +136,17 @@ class Catalog:
             raise LibraryNotFound(f"There is no library at {path.parent}.")
         writable = os.access(path.parent, os.W_OK) and os.access(path, os.W_OK)
         catalog = cls(path, sqlite_engine(path) if writable else read_only_engine(path))
-        with catalog._connect() as connection:
-            lacking = migrations.missing(migrations.applied(connection))
-        if lacking and not writable:
-            raise StorageError(
-                f"The library at {path.parent} was made by an earlier mmsearch and must be brought "
-                "up to date, but its folder is read-only. Make it writable and try again."
-            )
-        if lacking:
-            catalog._migrate()
+        with catalog._closed_on_error():
+            with catalog._connect() as connection:
+                lacking = migrations.missing(migrations.applied(connection))
+            if lacking and not writable:
+                raise StorageError(
+                    f"The library at {path.parent} was made by an earlier mmsearch and must be "
+                    "brought up to date, but its folder is read-only. Make it writable and try "
+                    "again."
+                )
+            if lacking:
+                catalog._migrate()
         return catalog
 
     def close(self) -> None:
@@ -349,6 +352,14 @@ class Catalog:
                 rows(tables.problem),
                 *connection.execute(vectors).one(),
             )
+
+    @contextmanager
+    def _closed_on_error(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            self.close()
+            raise
 
     def _unfinished(self) -> LibraryNotFound:
         return LibraryNotFound(
