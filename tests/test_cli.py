@@ -337,7 +337,9 @@ def test_interrupted_it_says_what_is_saved_and_continues(
     said = re.search(r"Saved: (\d+) of 400 .* Run the same command to continue", talk)
     assert said, talk
     saved = json_of("status", "--library", photos)["files"]
-    assert saved >= int(said[1]) >= 32
+    # The signal may come between a commit and the word of it: never more is said than is saved.
+    assert saved >= max(32, int(said[1]))
+    assert saved - int(said[1]) in {0, 32}
     assert json_of("index", photos)["embedded"] == 400 - saved
 
 
