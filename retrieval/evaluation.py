@@ -111,13 +111,12 @@ def evaluate(
     rows = read_pairs(source)
     named = [_picture(folder, source, pair).resolve() for pair in rows]
     others = [(folder / path).resolve() for path in scan(folder).files] if gallery else []
-    asked = list(dict.fromkeys(named))
-    more = list(dict.fromkeys(path for path in others if path not in set(asked)))
+    number = {path: i for i, path in enumerate(dict.fromkeys(named))}
+    pictures = list(dict.fromkeys([*number, *others]))
     encoder = load_encoder(model)
     notify = progress or (lambda *_: None)
-    image_vectors = _embed_pictures(encoder, asked, more, notify)
+    image_vectors = _embed_pictures(encoder, pictures, len(number), notify)
     text_vectors = _embed_texts(encoder, [pair.caption for pair in rows], notify)
-    number = {path: i for i, path in enumerate(asked)}
     image_of = np.array([number[path] for path in named])
     to_image, to_text = evaluate_vectors(image_vectors, text_vectors, image_of)
     return Evaluation(encoder.spec.label, len(image_vectors), len(rows), to_image, to_text)
@@ -157,16 +156,16 @@ def _ranks(
 
 
 def _embed_pictures(
-    encoder: Encoder, asked: list[Path], more: list[Path], progress: Callable[[str, int, int], None]
+    encoder: Encoder, pictures: list[Path], asked: int, progress: Callable[[str, int, int], None]
 ) -> NDArray[np.float32]:
-    """Return one row for each picture that is asked about, then one for each readable other."""
+    """Return one row for each picture: of the first `asked` all, of the others the readable."""
     rows: list[NDArray[np.float32]] = []
     batch: list[NDArray[Any]] = []
-    for i, path in enumerate(asked + more):
+    for i, path in enumerate(pictures):
         try:
             batch.append(encoder.prepare(load_rgb(path, at_least=encoder.decode_size)))
         except MediaError as error:
-            if i < len(asked):
+            if i < asked:
                 raise SourceError(
                     f"A picture of the evaluation cannot be read: {error}. Mend it, or delete its "
                     "rows."
@@ -175,9 +174,9 @@ def _embed_pictures(
         if len(batch) == encoder.batch_size:
             rows.append(encoder.encode_pixels(batch))
             batch = []
-            progress("pictures", i + 1, len(asked) + len(more))
+            progress("pictures", i + 1, len(pictures))
     rows.append(encoder.encode_pixels(batch))
-    progress("pictures", len(asked) + len(more), len(asked) + len(more))
+    progress("pictures", len(pictures), len(pictures))
     return np.concatenate(rows)
 
 

@@ -302,11 +302,13 @@ class _Run:
 
     def _commit(self, batch: list[Read | Unread], gone: dict[int, str]) -> None:
         """Embed a batch and write all of it in one transaction."""
-        reads = [item for item in batch if isinstance(item, Read)]
-        fresh = [item for item in reads if item.pixels is not None]
-        pixels = [item.pixels for item in reads if item.pixels is not None]
-        vectors = self.encoder.encode_pixels(pixels)
-        vector_of = {item.picture.path: row for item, row in zip(fresh, vectors, strict=True)}
+        fresh = {
+            item.picture.path: item.pixels
+            for item in batch
+            if isinstance(item, Read) and item.pixels is not None
+        }
+        vectors = self.encoder.encode_pixels(list(fresh.values()))
+        vector_of = dict(zip(fresh, vectors, strict=True))
         self.report.embedded += len(fresh)
         with self.catalog.write() as transaction:
             for item in batch:

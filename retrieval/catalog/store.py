@@ -91,7 +91,8 @@ class Counts:
 class Catalog:
     """One library's SQLite file.
 
-    Readers never wait for the writer (WAL); a second writer waits up to `busy_timeout_s`.
+    Readers never wait for the writer (WAL); a second writer waits up to
+    `connection.BUSY_TIMEOUT_S`.
     """
 
     def __init__(self, path: Path, engine: Engine) -> None:

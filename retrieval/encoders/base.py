@@ -65,11 +65,10 @@ class Encoder(ABC):
         Raises:
             MediaError: a picture cannot be read; the message names it.
         """
-        prepare_and_encode = self._encode_pixels
 
         def encode(batch: Sequence[Path | str | Image.Image]) -> NDArray[np.float32]:
             upright = (load_rgb(image, at_least=self.decode_size) for image in batch)
-            return prepare_and_encode(np.stack([self.prepare(image) for image in upright]))
+            return self._encode_pixels(np.stack([self.prepare(image) for image in upright]))
 
         return self._in_batches(images, encode)
 
