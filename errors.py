@@ -11,6 +11,7 @@ A message says what happened, what was expected and what to do about it; faces p
     - StorageError        the disk is full, read-only or damaged
   x SourceError           a folder to index, a captions file or a pairs file cannot be used
   x ModelError            an encoder is unknown, incomplete or altered
+  x TrainingError         a training cannot start or go on
   x QueryError            the question itself cannot be asked (also a ValueError)
   x MediaError            one picture cannot be read; carries the `kind` of the problem
   x MissingExtra          an optional dependency is not installed (also an ImportError)
@@ -34,6 +35,7 @@ __all__ = [
     "QueryError",
     "SourceError",
     "StorageError",
+    "TrainingError",
     "quoted",
 ]
 
@@ -79,6 +81,10 @@ class SourceError(MmsearchError):
 
 class ModelError(MmsearchError):
     """An encoder is unknown, incomplete or altered."""
+
+
+class TrainingError(MmsearchError):
+    """A training cannot start or go on."""
 
 
 class QueryError(MmsearchError, ValueError):

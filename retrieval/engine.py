@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING
@@ -18,17 +19,28 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from mmsearch.indexes import VectorIndex
+    from mmsearch.retrieval.adapter import Adapter
     from mmsearch.retrieval.catalog import LibraryRow
     from mmsearch.retrieval.encoders import Encoder
 
 __all__ = ["SearchEngine", "open_engine"]
 
 
+@dataclass(frozen=True, slots=True)
+class _State:
+    """One index, and what makes texts fit it, in one state of the library."""
+
+    stamp: str
+    index: VectorIndex
+    adapter_id: int | None
+    adapter: Adapter | None
+
+
 class SearchEngine:
     """One library, ready to be asked. Safe to use from several threads.
 
-    Answers follow the catalog: when the library is indexed again, by this or another process, the
-    next search sees it.
+    Answers follow the catalog: when the library is indexed again, or tuned, by this or another
+    process, the next search sees it.
     """
 
     def __init__(self, library: Library, encoder: Encoder) -> None:
@@ -40,12 +52,12 @@ class SearchEngine:
         self.library = library
         self.encoder = encoder
         self._lock = Lock()
-        self._indexes: dict[Target, tuple[str, VectorIndex]] = {}
-        self._check(library.catalog.library())
+        self._states: dict[Target, _State] = {}
+        self.check(library.catalog.library())
 
     def __len__(self) -> int:
         """Return how many pictures can be found."""
-        return len(self._index(Target.IMAGES))
+        return len(self._state(Target.IMAGES).index)
 
     def __enter__(self) -> SearchEngine:
         return self
@@ -86,7 +98,11 @@ class SearchEngine:
         except ValueError:
             raise QueryError(f"'to' is 'images' or 'captions', not {to!r}.") from None
         vector = self._embed(text, image)
-        index = self._index(target)
+        state = self._state(target)
+        adapter = None if text is None else state.adapter
+        if adapter is not None:
+            vector = adapter.apply(vector)
+        index = state.index
         hits = self._hits(index, vector, target, k)
         name = None if image is None else str(getattr(image, "filename", None) or image)
         return Results(
@@ -97,6 +113,7 @@ class SearchEngine:
             exact=index.exact,
             took_ms=(time.perf_counter() - started) * 1000,
             considered=len(index),
+            adapter=None if adapter is None else state.adapter_id,
         )
 
     def _embed(
@@ -129,18 +146,24 @@ class SearchEngine:
                 return hits[:k]
             asked = min(2 * asked, len(index))
 
-    def _index(self, target: Target) -> VectorIndex:
+    def _state(self, target: Target) -> _State:
         stamp = self.library.catalog.stamp()
         with self._lock:
-            known = self._indexes.get(target)
-            if known is None or known[0] != stamp:
+            known = self._states.get(target)
+            if known is None or known.stamp != stamp:
                 row = self.library.catalog.library()
-                self._check(row)
-                known = row.stamp, self.library.open_index(target, row)
-                self._indexes[target] = known
-            return known[1]
+                self.check(row)
+                index = self.library.open_index(target, row)
+                known = _State(row.stamp, index, row.adapter_id, self.library.adapter(row))
+                self._states[target] = known
+            return known
 
-    def _check(self, row: LibraryRow) -> None:
+    def check(self, row: LibraryRow) -> None:
+        """Check that the library, in the state that `row` names, is of this engine's encoder.
+
+        Raises:
+            ModelMismatch: it was built with another.
+        """
         if row.encoder is None or row.encoder == self.encoder.spec:
             return
         built, ours = tell_apart(row.encoder, self.encoder.spec)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,75 +13,77 @@ import numpy as np
 from mmsearch.errors import MediaError, SourceError
 from mmsearch.retrieval.encoders import DEFAULT_MODEL, Encoder, load_encoder
 from mmsearch.retrieval.media import load_rgb
-from mmsearch.retrieval.metrics import (
-    first_relevant_rank,
-    mean_reciprocal_rank,
-    median_rank,
-    recall_at,
-)
-from mmsearch.retrieval.pairs import Pair, read_pairs
+from mmsearch.retrieval.pairs import Pair, find_picture, locate_all, read_pairs
+from mmsearch.retrieval.quality import Retrieval, Sampling, evaluate_vectors
 from mmsearch.retrieval.scan import scan
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["Evaluation", "Retrieval", "evaluate", "evaluate_vectors"]
+    from mmsearch.retrieval.index_quality import IndexQuality, Latency
+
+__all__ = [
+    "DEFAULT_SPLIT",
+    "Evaluation",
+    "Progress",
+    "check_folds",
+    "embed_texts",
+    "evaluate",
+]
 
 logger = logging.getLogger(__name__)
 
-QUERIES_AT_ONCE = 1024
-"""Rows of the score matrix held in memory."""
+DEFAULT_SPLIT = "test"
+"""Of a file with splits: what published figures are measured on."""
 
-
-@dataclass(frozen=True, slots=True)
-class Retrieval:
-    """Quality in one direction.
-
-    Attributes:
-        recall: percentage (0 to 100) of queries with a right answer among the first k, by k.
-        median_rank: of the first right answer, from 1.
-        mrr: mean reciprocal rank, in (0, 1].
-    """
-
-    recall: dict[int, float]
-    median_rank: float
-    mrr: float
-
-    @classmethod
-    def from_ranks(cls, ranks: NDArray[np.int64]) -> Retrieval:
-        """Summarise `int64[q]` ranks of first right answers."""
-        return cls(
-            recall={k: recall_at(ranks, k) for k in (1, 5, 10)},
-            median_rank=median_rank(ranks),
-            mrr=mean_reciprocal_rank(ranks),
-        )
-
-    def to_json(self) -> dict[str, float]:
-        """Return one direction of `evaluate --json`."""
-        recall = {f"R@{k}": round(value, 2) for k, value in self.recall.items()}
-        return recall | {"median_rank": self.median_rank, "mrr": round(self.mrr, 4)}
+Progress = Callable[[str, int, int], None]
+"""Told a stage (`pictures`, `captions`, `scores`, `index`), how much is done and of how much."""
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Quality in both directions."""
+    """Quality in both directions.
+
+    Attributes:
+        images: how many pictures took part, asked about or not.
+        captions: how many captions were asked.
+        sampling: where the intervals come from.
+        library: the folder whose stored vectors were measured.
+        tuned: whether that library's texts are adapted by what `tune` learned.
+        image_index: text→image through the library's index.
+        caption_index: image→text through the library's index.
+        latency: of a text query to the library.
+    """
 
     model: str
     images: int
     captions: int
     text_to_image: Retrieval
     image_to_text: Retrieval
+    sampling: Sampling
+    library: Path | None = None
+    tuned: bool = False
+    image_index: IndexQuality | None = None
+    caption_index: IndexQuality | None = None
+    latency: Latency | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the object that `evaluate --json` prints."""
-        return {
-            "schema": 1,
-            "model": self.model,
-            "images": self.images,
-            "captions": self.captions,
-            "text_to_image": self.text_to_image.to_json(),
-            "image_to_text": self.image_to_text.to_json(),
-        }
+        fields: dict[str, Any] = {"schema": 1, "model": self.model}
+        if self.library is not None:
+            fields |= {"library": str(self.library), "tuned": self.tuned}
+        fields |= {"images": self.images, "captions": self.captions}
+        for name, direction, index in (
+            ("text_to_image", self.text_to_image, self.image_index),
+            ("image_to_text", self.image_to_text, self.caption_index),
+        ):
+            fields[name] = direction.to_json() | ({"index": index.to_json()} if index else {})
+        if self.sampling.folds > 1:
+            fields["folds"] = self.sampling.folds
+        fields |= self.sampling.to_json()
+        if self.latency is not None:
+            fields["latency_ms"] = self.latency.to_json()
+        return fields
 
 
 def evaluate(
@@ -91,72 +92,77 @@ def evaluate(
     *,
     model: str | Path | Encoder = DEFAULT_MODEL,
     gallery: bool = False,
-    progress: Callable[[str, int, int], None] | None = None,
+    split: str | None = None,
+    sampling: Sampling | None = None,
+    progress: Progress | None = None,
 ) -> Evaluation:
     """Measure an encoder on a file of (picture, caption) pairs.
 
     Args:
         pairs: see `read_pairs`; a picture may have several captions.
-        images: the folder that the pairs' paths are relative to.
+        images: the folder that the pairs' paths are relative to; or one that holds all of their
+            pictures by their bare names.
         model: the encoder to measure.
         gallery: let every picture of the folder take part as a possible answer, not only those
             that have captions.
-        progress: called with what is embedded (`pictures`, `captions`), how many are done and
-            how many there are.
+        split: of a file with splits; `test` when not given.
+        sampling: the intervals and folds wanted; 95 % intervals from 1,000 resamples when not
+            given.
+        progress: called as the work goes on.
 
     Raises:
         SourceError: the pairs cannot be read, or name a picture that is missing or broken.
     """
     source, folder = Path(pairs), Path(images)
-    rows = read_pairs(source)
-    named = [_picture(folder, source, pair).resolve() for pair in rows]
+    sampling = sampling or Sampling()
+    rows = read_pairs(source, split, default=DEFAULT_SPLIT)
+    named = _pictures(rows, source, folder)
     others = [(folder / path).resolve() for path in scan(folder).files] if gallery else []
     number = {path: i for i, path in enumerate(dict.fromkeys(named))}
+    check_folds(sampling, len(number), gallery=gallery)
     pictures = list(dict.fromkeys([*number, *others]))
     encoder = load_encoder(model)
     notify = progress or (lambda *_: None)
     image_vectors = _embed_pictures(encoder, pictures, len(number), notify)
-    text_vectors = _embed_texts(encoder, [pair.caption for pair in rows], notify)
-    image_of = np.array([number[path] for path in named])
-    to_image, to_text = evaluate_vectors(image_vectors, text_vectors, image_of)
-    return Evaluation(encoder.spec.label, len(image_vectors), len(rows), to_image, to_text)
+    text_vectors = embed_texts(encoder, [pair.caption for pair in rows], notify)
+    to_image, to_text = evaluate_vectors(
+        image_vectors,
+        text_vectors,
+        np.array([number[path] for path in named]),
+        sampling,
+        lambda done, total: notify("scores", done, total),
+    )
+    label = encoder.spec.label
+    return Evaluation(label, len(image_vectors), len(rows), to_image, to_text, sampling)
 
 
-def evaluate_vectors(
-    images: NDArray[np.float32], texts: NDArray[np.float32], image_of: NDArray[np.int64]
-) -> tuple[Retrieval, Retrieval]:
-    """Return text→image and image→text quality.
+def check_folds(sampling: Sampling, pictures: int, *, gallery: bool) -> None:
+    """Refuse folds that cannot be made.
 
-    A text's right answer is its one picture; a picture's are all of its texts, and the best of
-    them counts. Pictures without a text are asked nothing but may be wrong answers.
-
-    Args:
-        images: `float32[n, dim]`, unit rows.
-        texts: `float32[m, dim]`, unit rows.
-        image_of: `int64[m]`, the row in `images` of each text's picture.
+    Raises:
+        SourceError: there are fewer pictures than folds, or pictures that no fold asks about.
     """
-    of_text = _ranks(texts, images, lambda rows: image_of[rows, None] == np.arange(len(images)))
-    asked = np.unique(image_of)
-    of_image = _ranks(images[asked], texts, lambda rows: asked[rows, None] == image_of)
-    return Retrieval.from_ranks(of_text), Retrieval.from_ranks(of_image)
-
-
-def _ranks(
-    queries: NDArray[np.float32],
-    items: NDArray[np.float32],
-    relevant: Callable[[NDArray[np.int64]], NDArray[np.bool_]],
-) -> NDArray[np.int64]:
-    parts = [
-        first_relevant_rank(queries[rows] @ items.T, relevant(rows))
-        for rows in np.array_split(
-            np.arange(len(queries)), max(1, -(-len(queries) // QUERIES_AT_ONCE))
+    if sampling.folds > 1 and gallery:
+        raise SourceError("Folds hold only pictures with captions: leave away folds or gallery.")
+    if sampling.folds > pictures:
+        raise SourceError(
+            f"{sampling.folds} folds need at least as many pictures; there are {pictures}. Ask "
+            "for fewer folds."
         )
-    ]
-    return np.concatenate(parts)
+
+
+def embed_texts(encoder: Encoder, texts: Sequence[str], progress: Progress) -> NDArray[np.float32]:
+    """Return `float32[n, dim]` of at least one text."""
+    rows = []
+    for start in range(0, len(texts), encoder.batch_size):
+        progress("captions", start, len(texts))
+        rows.append(encoder.encode_texts(texts[start : start + encoder.batch_size]))
+    progress("captions", len(texts), len(texts))
+    return np.concatenate(rows)
 
 
 def _embed_pictures(
-    encoder: Encoder, pictures: list[Path], asked: int, progress: Callable[[str, int, int], None]
+    encoder: Encoder, pictures: list[Path], asked: int, progress: Progress
 ) -> NDArray[np.float32]:
     """Return one row for each picture: of the first `asked` all, of the others the readable."""
     rows: list[NDArray[np.float32]] = []
@@ -180,23 +186,21 @@ def _embed_pictures(
     return np.concatenate(rows)
 
 
-def _embed_texts(
-    encoder: Encoder, texts: Sequence[str], progress: Callable[[str, int, int], None]
-) -> NDArray[np.float32]:
-    rows = []
-    for start in range(0, len(texts), encoder.batch_size):
-        progress("captions", start, len(texts))
-        rows.append(encoder.encode_texts(texts[start : start + encoder.batch_size]))
-    progress("captions", len(texts), len(texts))
-    return np.concatenate(rows)
+def _pictures(rows: Sequence[Pair], source: Path, folder: Path) -> list[Path]:
+    """Return the file of each row's picture."""
 
+    def locate(path: str) -> Path | None:
+        found = find_picture((folder, source.parent), path)
+        return None if found is None else found.resolve()
 
-def _picture(folder: Path, source: Path, pair: Pair) -> Path:
-    for base in (folder, source.parent):
-        # `Path.is_file` raises for absurd names, such as a caption in the column of paths.
-        if os.path.isfile(base / pair.path):  # noqa: PTH113
-            return base / pair.path
-    raise SourceError(
-        f"{source}, row {pair.line}: there is no picture {pair.path} in {folder}. Give the folder "
-        "that the paths are relative to with --images."
-    )
+    places = locate_all((pair.path for pair in rows), locate)
+    found = []
+    for pair in rows:
+        place = places[pair.path]
+        if place is None:
+            raise SourceError(
+                f"{source}, row {pair.line}: there is no picture {pair.path} in {folder}. Give the "
+                "folder that the paths are relative to with --images."
+            )
+        found.append(place)
+    return found

@@ -26,11 +26,13 @@ from typing import TYPE_CHECKING
 from mmsearch import indexes
 from mmsearch.errors import LibraryError, LibraryLocked, LibraryNotFound, StorageError, quoted
 from mmsearch.indexes.base import WRITING, replacing
+from mmsearch.retrieval.adapter import Adapter
 from mmsearch.retrieval.catalog import Catalog, LibraryRow
 from mmsearch.retrieval.schema import Target
 
 if TYPE_CHECKING:
     from mmsearch.indexes import VectorIndex
+    from mmsearch.retrieval.schema import EncoderSpec
 
 __all__ = ["ENVIRONMENT", "FOLDER", "Library", "find_library", "remember_library"]
 
@@ -125,18 +127,54 @@ class Library:
         finally:
             lock.release()
 
-    def open_index(self, target: Target, row: LibraryRow) -> VectorIndex:
-        """Return the index of the pictures or the captions in the state that `row` names.
+    def adapter(self, row: LibraryRow) -> Adapter | None:
+        """Return what adapts texts in the state that `row` names; None where nothing does.
 
-        The file is opened where it is current, otherwise made anew from the catalog and saved;
-        where saving is impossible the index serves from memory.
+        Raises:
+            StorageError: its weights are damaged.
+        """
+        stored = None if row.adapter_id is None else self.catalog.adapter(row.adapter_id)
+        if stored is None or row.encoder is None:
+            return None
+        try:
+            return Adapter.from_bytes(stored.weights, row.encoder.dim)
+        except ValueError as error:
+            raise StorageError(
+                f"What mmsearch tune learned for {self.root} is damaged: {error}. Go back to the "
+                f"model as it was: mmsearch tune --reset --library {quoted(self.root)}"
+            ) from error
+
+    def keep_image_index(self, stamp: str) -> None:
+        """Call the pictures' index of the state `stamp` current: only texts changed since.
+
+        Where that is impossible the index is made anew from the catalog when it is needed.
+        """
+        with suppress(OSError):
+            old = self._index_path(Target.IMAGES, stamp)
+            old.rename(self._index_path(Target.IMAGES, self.catalog.stamp()))
+
+    def active_encoder(self, row: LibraryRow) -> tuple[int, EncoderSpec]:
+        """Return the id and the spec of the encoder whose vectors answer queries.
+
+        Raises:
+            LibraryNotFound: nothing was ever indexed.
         """
         if row.encoder is None or row.encoder_id is None:
             raise LibraryNotFound(
                 f"The library at {self.root} holds nothing yet. "
                 f"Run: mmsearch index {quoted(self.root)}"
             )
-        path = self.folder / "index" / f"{target.value}-{row.stamp}.faiss"
+        return row.encoder_id, row.encoder
+
+    def open_index(self, target: Target, row: LibraryRow) -> VectorIndex:
+        """Return the index of the pictures or the captions in the state that `row` names.
+
+        Captions are in it as that state's adapter makes them, like the texts of queries. The file
+        is opened where it is current, otherwise made anew from the catalog and saved; where saving
+        is impossible the index serves from memory.
+        """
+        encoder_id, spec = self.active_encoder(row)
+        path = self._index_path(target, row.stamp)
         if os.path.isfile(path):  # noqa: PTH113
             try:
                 return indexes.open(path)
@@ -146,9 +184,14 @@ class Library:
             Target.IMAGES: self.catalog.file_vectors,
             Target.CAPTIONS: self.catalog.caption_vectors,
         }[target]
-        index = indexes.build(*read(row.encoder_id, row.encoder.dim))
+        ids, vectors = read(encoder_id, spec.dim)
+        adapter = self.adapter(row) if target is Target.CAPTIONS else None
+        index = indexes.build(ids, vectors if adapter is None else adapter.apply(vectors))
         self._save(index, path, target)
         return index
+
+    def _index_path(self, target: Target, stamp: str) -> Path:
+        return self.folder / "index" / f"{target.value}-{stamp}.faiss"
 
     def _save(self, index: VectorIndex, path: Path, target: Target) -> None:
         try:

@@ -6,12 +6,22 @@ Embeddings are unit rows, so a product of two of them is a cosine in [-1, 1].
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
-from torch import nn
+from torch import distributed, nn
 from torch.nn import functional
 
-__all__ = ["MAX_LOG_SCALE", "LogScale", "class_distillation", "info_nce", "same_group"]
+__all__ = [
+    "MAX_LOG_SCALE",
+    "LogScale",
+    "class_distillation",
+    "gather_rows",
+    "info_nce",
+    "same_group",
+    "sigmoid_loss",
+    "similarity_distillation",
+]
 
 MAX_LOG_SCALE = math.log(100.0)
 """Highest logarithm of the scale (1 / temperature) of the cosines; above it CLIP was unstable."""
@@ -76,13 +86,7 @@ def info_nce(
         weights: float32[n, m], how much each positive counts; `None` counts all alike. Rows are
             averaged over the weights of their positives, and the batch over its rows' weights.
     """
-    if positives is None:
-        positives = torch.eye(len(images), dtype=torch.bool, device=images.device)
-    if positives.shape != (len(images), len(texts)):
-        raise ValueError(
-            f"positives has the shape {tuple(positives.shape)}; "
-            f"expected ({len(images)}, {len(texts)})"
-        )
+    positives = _checked(positives, images, texts)
     scale = log_scale.clamp(max=MAX_LOG_SCALE).exp()
     logits = scale * images @ texts.T
     counts = positives.to(logits.dtype) if weights is None else weights * positives
@@ -113,6 +117,120 @@ def class_distillation(
     """
     scale = log_scale.clamp(max=MAX_LOG_SCALE).exp()
     return -(teacher * functional.log_softmax(scale * images @ classes.T, dim=1)).sum(dim=1).mean()
+
+
+def sigmoid_loss(
+    images: torch.Tensor,
+    texts: torch.Tensor,
+    positives: torch.Tensor | None,
+    log_scale: torch.Tensor,
+    log_bias: torch.Tensor,
+    *,
+    weights: torch.Tensor | None = None,
+) -> torch.Tensor:
+    r"""Return the sigmoid loss of a batch, a scalar: every pair is a question of yes or no.
+
+    With `z_ij = s * <image_i, text_j> + b` and `y_ij` = 1 for a positive, -1 otherwise (Zhai et
+    al. 2023, "Sigmoid Loss for Language Image Pre-Training", eq. 1)::
+
+        L = -1/n * sum_ij log sigmoid(y_ij * z_ij)
+
+    Args:
+        images: float32[n, dim], unit rows.
+        texts: float32[m, dim], unit rows.
+        positives: as for `info_nce`.
+        log_scale: scalar, the logarithm of s.
+        log_bias: scalar, b itself (the paper starts it at -10; the name is open_clip's).
+        weights: float32[n, m], how much each positive counts; `None` counts all alike.
+    """
+    positives = _checked(positives, images, texts)
+    logits = log_scale.clamp(max=MAX_LOG_SCALE).exp() * images @ texts.T + log_bias
+    each = functional.softplus(torch.where(positives, -logits, logits))
+    if weights is not None:
+        each = torch.where(positives, weights * each, each)
+    return each.sum() / len(images)
+
+
+def similarity_distillation(
+    images: torch.Tensor,
+    texts: torch.Tensor,
+    teacher: torch.Tensor,
+    log_scale: torch.Tensor,
+) -> torch.Tensor:
+    """Return how far a batch's similarities are from a teacher's, a scalar, 0 where they agree.
+
+    The divergence of the student's softmax over the batch from the teacher's, rows and columns
+    alike (Wu et al. 2023, "TinyCLIP", affinity mimicking, eq. 4)::
+
+        L = 1/2 * mean_i KL(softmax_j teacher_ij || softmax_j s * <image_i, text_j>)
+          + 1/2 * the same over columns
+
+    Args:
+        images: float32[n, dim], unit rows.
+        texts: float32[m, dim], unit rows.
+        teacher: float32[n, m], the teacher's cosines times its own scale.
+        log_scale: scalar, the logarithm of the student's inverse temperature.
+    """
+    logits = log_scale.clamp(max=MAX_LOG_SCALE).exp() * images @ texts.T
+
+    def divergence(student: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return functional.kl_div(
+            student.log_softmax(dim=1),
+            target.log_softmax(dim=1),
+            reduction="batchmean",
+            log_target=True,
+        )
+
+    return 0.5 * (divergence(logits, teacher) + divergence(logits.T, teacher.T))
+
+
+def gather_rows(rows: torch.Tensor) -> torch.Tensor:
+    """Return the rows of all processes, in the order of their ranks; equal counts are expected.
+
+    Gradients flow back to the process that a row came from, summed over the processes that used
+    it. When each process computes the loss of the whole batch and gradients of parameters are
+    averaged over processes, they are those of one process with that batch. One process, or none
+    set up, gets its rows back.
+    """
+    if not distributed.is_available() or not distributed.is_initialized():
+        return rows
+    if distributed.get_world_size() == 1:
+        return rows
+    if not rows.is_floating_point():
+        parts = [torch.empty_like(rows) for _ in range(distributed.get_world_size())]
+        distributed.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
+    gathered: torch.Tensor = _GatherRows.apply(rows)
+    return gathered
+
+
+class _GatherRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: torch.Tensor) -> torch.Tensor:  # noqa: ANN401
+        ctx.count = len(rows)
+        parts = [torch.empty_like(rows) for _ in range(distributed.get_world_size())]
+        distributed.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:  # noqa: ANN401
+        total = gradient.contiguous().clone()
+        distributed.all_reduce(total)
+        first = distributed.get_rank() * ctx.count
+        return total[first : first + ctx.count]
+
+
+def _checked(
+    positives: torch.Tensor | None, images: torch.Tensor, texts: torch.Tensor
+) -> torch.Tensor:
+    if positives is None:
+        positives = torch.eye(len(images), dtype=torch.bool, device=images.device)
+    if positives.shape != (len(images), len(texts)):
+        raise ValueError(
+            f"positives has the shape {tuple(positives.shape)}; "
+            f"expected ({len(images)}, {len(texts)})"
+        )
+    return positives
 
 
 def _rows_loss(logits: torch.Tensor, positives: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:

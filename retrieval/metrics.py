@@ -9,37 +9,10 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["first_relevant_rank", "mean_reciprocal_rank", "median_rank", "recall_at"]
+__all__ = ["CUTOFFS", "mean_reciprocal_rank", "measures", "median_rank", "recall_at"]
 
-
-def first_relevant_rank(
-    scores: NDArray[np.float32], relevant: NDArray[np.bool_]
-) -> NDArray[np.int64]:
-    """Return the rank, from 1, of each query's best relevant item.
-
-    Ties count against the query: an irrelevant item with the same score is placed before it, so a
-    model that gives everything one score does not look good.
-
-    Args:
-        scores: `float32[q, n]`, higher is better.
-        relevant: `bool[q, n]`, at least one item for each query.
-
-    Returns:
-        `int64[q]`.
-
-    Raises:
-        ValueError: shapes differ, or a query has no relevant item.
-
-    >>> first_relevant_rank(np.float32([[0.9, 0.5, 0.5]]), np.array([[False, True, False]]))
-    array([3])
-    """
-    if scores.shape != relevant.shape:
-        raise ValueError(f"scores {scores.shape} and relevant {relevant.shape} differ in shape")
-    if not relevant.any(axis=1).all():
-        raise ValueError("every query needs at least one relevant item")
-    best = np.where(relevant, scores, -np.inf).max(axis=1, keepdims=True)
-    ahead: NDArray[np.int64] = ((scores >= best) & ~relevant).sum(axis=1)
-    return ahead + 1
+CUTOFFS = (1, 5, 10)
+"""The k of the Recall@k that are reported."""
 
 
 def recall_at(ranks: NDArray[np.int64], k: int) -> float:
@@ -67,3 +40,13 @@ def mean_reciprocal_rank(ranks: NDArray[np.int64]) -> float:
     0.5833333333333334
     """
     return float(np.mean(1 / ranks))
+
+
+def measures(ranks: NDArray[np.int64]) -> dict[str, float]:
+    """Return every measure of `int64[q]` ranks, from 1, under the name it is reported by.
+
+    >>> measures(np.array([1, 2, 8]))["R@5"]
+    66.66666666666666
+    """
+    recall = {f"R@{k}": recall_at(ranks, k) for k in CUTOFFS}
+    return recall | {"median_rank": median_rank(ranks), "mrr": mean_reciprocal_rank(ranks)}

@@ -1,22 +1,21 @@
-"""Files of (picture, caption) pairs: TSV, CSV, JSON Lines, Parquet and COCO's JSON."""
+"""Pairs of a picture and a caption: reading files of them, and finding the pictures they mean."""
 
 from __future__ import annotations
 
 import csv
-import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 from unicodedata import normalize
 
-from mmsearch.errors import MissingExtra, SourceError
+from mmsearch.errors import SourceError
+from mmsearch.retrieval.pair_formats import READERS, Row
 
-__all__ = ["Locator", "Pair", "read_pairs"]
+__all__ = ["Locator", "Pair", "find_picture", "locate_all", "read_pairs"]
 
-PATH_COLUMNS = ("path", "image", "file", "filename", "file_name", "filepath", "image_path")
-CAPTION_COLUMNS = ("caption", "captions", "text", "title", "description")
+Place = TypeVar("Place")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,23 +33,30 @@ class Pair:
     line: int
 
 
-def read_pairs(source: Path) -> list[Pair]:
-    """Read every pair of a file; the suffix says which format it has.
+def read_pairs(source: Path, split: str | None = None, *, default: str | None = None) -> list[Pair]:
+    """Read the pairs of a file; the suffix says which format it has.
 
     `.tsv` (no quoting) and `.csv` have a header with a column named `path` (or `image`,
     `filename` …) and one named `caption` (or `text`, `title` …); more columns are ignored.
     `.jsonl` holds one object a line with the same names, `.parquet` the same columns, `.json`
-    COCO's `images` and `annotations`, or a list of such objects.
+    COCO's `images` and `annotations`, Karpathy's splits of Flickr8k, Flickr30k or COCO (whose
+    paths are `filepath/filename`), or a list of such objects.
+
+    Args:
+        source: the file.
+        split: take only this part of a file with splits: `train`, `val`, `test` … `train` takes
+            COCO's `restval` along, as is usual. All of the file when not given.
+        default: the split of a file that has splits where `split` is not given.
 
     Raises:
-        SourceError: the file is missing, has another format, lacks a column, or a row has no
-            caption; the message names the row.
+        SourceError: the file is missing, has another format, lacks a column or the split, or a
+            row has no caption; the message names the row.
         MissingExtra: a Parquet file, and pyarrow is not installed.
     """
     try:
-        reader = _READERS[source.suffix.lower()]
+        reader = READERS[source.suffix.lower()]
     except KeyError:
-        known = ", ".join(sorted(_READERS))
+        known = ", ".join(sorted(READERS))
         raise SourceError(
             f"{source} has an ending that is not known: captions are read from {known}."
         ) from None
@@ -58,9 +64,9 @@ def read_pairs(source: Path) -> list[Pair]:
         raise SourceError(f"There is no captions file {source}. Check the path.")
     try:
         pairs = [
-            Pair(_path(path, source, line), caption, line)
-            for line, path, captions in reader(source)
-            for caption in _texts(captions, source, line)
+            Pair(_path(row, source), caption, row.line)
+            for row in _of_split(list(reader(source)), split, default, source)
+            for caption in _texts(row, source)
         ]
     except UnicodeDecodeError as error:
         raise SourceError(f"{source} is not UTF-8 text: {error}. Save it as UTF-8.") from error
@@ -73,129 +79,66 @@ def read_pairs(source: Path) -> list[Pair]:
     return pairs
 
 
-Row = tuple[int, Any, Any]
+def _of_split(rows: list[Row], split: str | None, default: str | None, source: Path) -> list[Row]:
+    present = sorted({row.split for row in rows if row.split is not None})
+    if split is not None and not present:
+        raise SourceError(f"{source} has no splits to choose '{split}' from: leave the split away.")
+    wanted = split or (default if present else None)
+    if wanted is None:
+        return rows
+    parts = {"train", "restval"} if wanted == "train" else {wanted}
+    if parts.isdisjoint(present):
+        raise SourceError(
+            f"{source} has no split '{wanted}'. Choose one that it has: {', '.join(present)}."
+        )
+    return [row for row in rows if row.split in parts]
 
 
-def _path(path: object, source: Path, line: int) -> str:
-    if not isinstance(path, str) or not path.strip():
-        raise SourceError(f"{source}, row {line}: the path is empty. Name a picture.")
-    return path
+def _path(row: Row, source: Path) -> str:
+    if not isinstance(row.path, str) or not row.path.strip():
+        raise SourceError(f"{source}, row {row.line}: the path is empty. Name a picture.")
+    return row.path
 
 
-def _texts(captions: object, source: Path, line: int) -> Iterator[str]:
+def _texts(row: Row, source: Path) -> Iterator[str]:
+    captions = row.captions
     for text in captions if isinstance(captions, (list, tuple)) else [captions]:
         # JSON can spell half a character (a lone surrogate), which no database stores.
         whole = text.encode(errors="replace").decode() if isinstance(text, str) else ""
         clean = " ".join(whole.split())
         if not clean:
             raise SourceError(
-                f"{source}, row {line}: the caption is empty. Give it a text or delete the row."
+                f"{source}, row {row.line}: the caption is empty. Give it a text or delete the row."
             )
         yield clean
 
 
-def _columns(names: Iterable[str], source: Path) -> tuple[str, str]:
-    present = list(names)
-    by_lower = {name.strip().lower(): name for name in present}
-    found = []
-    for wanted in (PATH_COLUMNS, CAPTION_COLUMNS):
-        column = next((by_lower[name] for name in wanted if name in by_lower), None)
-        if column is None:
-            raise SourceError(
-                f"{source} has no column '{wanted[0]}' (its columns: {', '.join(present)}). "
-                f"The first line must name the columns path and caption."
-            )
-        found.append(column)
-    return found[0], found[1]
+def find_picture(folders: Sequence[Path], path: str) -> Path | None:
+    """Return the file that a row's path means in the first of `folders` that has it, or None."""
+    for folder in folders:
+        # As it is written, or written on Windows.
+        for name in (path, path.replace("\\", "/")):
+            # `Path.is_file` raises for absurd names, such as a caption in the column of paths.
+            if os.path.isfile(folder / name):  # noqa: PTH113
+                return folder / name
+    return None
 
 
-def _read_separated(source: Path, *, tabs: bool) -> Iterator[Row]:
-    with source.open(encoding="utf-8-sig", newline="") as file:
-        # TSV has no quoting: a quotation mark in a caption is just a character.
-        rows = (
-            csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE) if tabs else csv.reader(file)
-        )
-        header = next(rows, [])
-        columns = _columns(header, source)
-        path, caption = (header.index(name) for name in columns)
-        for row in rows:
-            if not row:
-                continue
-            if len(row) <= max(path, caption):
-                raise SourceError(
-                    f"{source}, line {rows.line_num}: {len(row)} columns, {len(header)} were "
-                    "expected."
-                )
-            yield rows.line_num, row[path], row[caption]
+def locate_all(
+    paths: Iterable[str], locate: Callable[[str], Place | None]
+) -> dict[str, Place | None]:
+    """Return the place of every path that `locate` knows, None for the others.
 
-
-def _read_records(records: Iterable[tuple[int, object]], source: Path) -> Iterator[Row]:
-    for line, record in records:
-        if not isinstance(record, dict):
-            raise SourceError(f"{source}, row {line}: an object with path and caption is expected.")
-        path, caption = _columns(record, source)
-        yield line, record[path], record[caption]
-
-
-def _parse(text: str, where: str) -> Any:  # noqa: ANN401
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise SourceError(f"{where} is not valid JSON: {error}.") from error
-
-
-def _read_json_lines(source: Path) -> Iterator[Row]:
-    with source.open(encoding="utf-8-sig") as file:
-        lines = (
-            (n, _parse(line, f"{source}, row {n},"))
-            for n, line in enumerate(file, 1)
-            if line.strip()
-        )
-        yield from _read_records(lines, source)
-
-
-def _read_json(source: Path) -> Iterator[Row]:
-    document = _parse(source.read_text(encoding="utf-8-sig"), str(source))
-    if isinstance(document, list):
-        yield from _read_records(enumerate(document, 1), source)
-        return
-    try:
-        names = {image["id"]: image["file_name"] for image in document["images"]}
-        for line, annotation in enumerate(document["annotations"], 1):
-            yield line, names[annotation["image_id"]], annotation["caption"]
-    except (KeyError, TypeError) as error:
-        raise SourceError(
-            f"{source} is neither COCO's captions (images, annotations) nor a list of objects with "
-            f"path and caption: {error!r} is missing."
-        ) from error
-
-
-def _read_parquet(source: Path) -> Iterator[Row]:
-    try:
-        import pyarrow
-        import pyarrow.parquet as parquet
-    except ImportError as error:
-        raise MissingExtra("pyarrow", "parquet") from error
-    try:
-        with parquet.ParquetFile(source) as table:
-            path, caption = _columns(table.schema_arrow.names, source)
-            line = 0
-            for batch in table.iter_batches(columns=[path, caption]):
-                for row in batch.to_pylist():
-                    line += 1
-                    yield line, row[path], row[caption]
-    except (OSError, ValueError, pyarrow.ArrowException) as error:
-        raise SourceError(f"{source} is not a Parquet file, or damaged: {error}.") from error
-
-
-_READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
-    ".tsv": lambda source: _read_separated(source, tabs=True),
-    ".csv": lambda source: _read_separated(source, tabs=False),
-    ".jsonl": _read_json_lines,
-    ".ndjson": _read_json_lines,
-    ".json": _read_json,
-    ".parquet": _read_parquet,
-}
+    Where it knows none of them, the pictures are looked for by their bare names: sets like COCO
+    are often unpacked into one folder. All or nothing, and only where the names are distinct, so
+    that no picture is ever taken for another one that is missing.
+    """
+    places = {path: locate(path) for path in paths}
+    if all(place is None for place in places.values()):
+        names = {path: path.replace("\\", "/").rpartition("/")[2] for path in places}
+        if len(set(names.values())) == len(names):
+            return {path: locate(name) for path, name in names.items()}
+    return places
 
 
 class Locator:

@@ -173,6 +173,7 @@ class Results:
         exact: whether every candidate was compared; otherwise some may have been missed.
         took_ms: milliseconds from question to answer, embedding the query included.
         considered: how many pictures (or captions) the answer was chosen from.
+        adapter: the id of what `tune` learned, where it was applied to the query's text.
     """
 
     query: Query
@@ -182,6 +183,7 @@ class Results:
     exact: bool
     took_ms: float
     considered: int
+    adapter: int | None = None
     schema: int = field(default=1, init=False)
 
     def file(self, hit: Hit) -> Path:
@@ -199,5 +201,6 @@ class Results:
             "search": "exact" if self.exact else "approximate",
             "took_ms": round(self.took_ms, 2),
             "considered": self.considered,
+            "adapter": self.adapter,
             "results": [hit.to_json() for hit in self.hits],
         }

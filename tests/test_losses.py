@@ -11,8 +11,11 @@ from mmsearch.retrieval.losses import (  # noqa: E402
     MAX_LOG_SCALE,
     LogScale,
     class_distillation,
+    gather_rows,
     info_nce,
     same_group,
+    sigmoid_loss,
+    similarity_distillation,
 )
 
 
@@ -126,3 +129,72 @@ def test_distillation_by_hand_and_at_its_minimum():
     assert loss.item() == pytest.approx(-0.75 * math.log(0.75) - 0.25 * math.log(0.25))
     loss.backward()
     assert image.grad.abs().max().item() < 1e-12
+
+
+def test_equals_the_losses_of_open_clip():
+    loss = pytest.importorskip("open_clip.loss")
+    images, texts = unit(32, 16, seed=3).float(), unit(32, 16, seed=4).float()
+    scale, bias = torch.tensor(2.5), torch.tensor(-10.0)
+    clip = loss.ClipLoss()(images, texts, scale.exp())
+    assert info_nce(images, texts, None, scale).item() == pytest.approx(clip.item(), abs=1e-6)
+    siglip = loss.SigLipLoss()(images, texts, scale.exp(), bias)
+    found = sigmoid_loss(images, texts, None, scale, bias)
+    assert found.item() == pytest.approx(siglip.item(), rel=1e-6, abs=1e-6)
+
+
+def test_gradients_equal_those_of_open_clip():
+    loss = pytest.importorskip("open_clip.loss")
+    images, texts = unit(16, 8, seed=3), unit(16, 8, seed=4)
+    bias = torch.tensor(-3.0, dtype=torch.float64)
+
+    def gradients(compute):
+        inputs = [x.clone().requires_grad_() for x in (images, texts)]
+        scale = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
+        return torch.autograd.grad(compute(*inputs, scale), [*inputs, scale])
+
+    ours = gradients(lambda i, t, s: info_nce(i, t, None, s))
+    theirs = gradients(lambda i, t, s: loss.ClipLoss()(i, t, s.exp()))
+    ours += gradients(lambda i, t, s: sigmoid_loss(i, t, None, s, bias))
+    theirs += gradients(lambda i, t, s: loss.SigLipLoss()(i, t, s.exp(), bias))
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-9, rtol=1e-9)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_sigmoid_loss_equals_the_slow_formula(weighted):
+    images, texts = unit(5, 6), unit(7, 6, seed=1)
+    positives = same_group(torch.tensor([0, 1, 2, 3, 3]), torch.tensor([0, 0, 1, 2, 3, 3, 9]))
+    weights = np.random.default_rng(0).uniform(0.2, 1.0, positives.shape)
+    found = sigmoid_loss(
+        images,
+        texts,
+        positives,
+        torch.tensor(1.5, dtype=torch.float64),
+        torch.tensor(-2.0, dtype=torch.float64),
+        weights=torch.from_numpy(weights) if weighted else None,
+    )
+    z = math.exp(1.5) * images.numpy() @ texts.numpy().T - 2.0
+    expected = 0.0
+    for i in range(5):
+        for j in range(7):
+            sign = 1 if positives[i, j] else -1
+            weight = weights[i, j] if weighted and positives[i, j] else 1.0
+            expected += weight * math.log(1 + math.exp(-sign * z[i, j]))
+    assert found.item() == pytest.approx(expected / 5, abs=1e-9)
+
+
+def test_similarity_distillation_by_hand_and_at_its_minimum():
+    images = torch.eye(2, dtype=torch.float64)
+    zero = torch.tensor(0.0, dtype=torch.float64)
+    agreeing = similarity_distillation(images, images, images, zero)
+    assert agreeing.item() == pytest.approx(0.0, abs=1e-12)
+    # The student is sure to e : 1, the teacher knows nothing.
+    sure = [math.e / (1 + math.e), 1 / (1 + math.e)]
+    expected = sum(0.5 * math.log(0.5 / p) for p in sure)
+    found = similarity_distillation(images, images, torch.zeros(2, 2, dtype=torch.float64), zero)
+    assert found.item() == pytest.approx(expected)
+
+
+def test_without_other_processes_rows_come_back():
+    rows = unit(3, 4)
+    assert gather_rows(rows) is rows

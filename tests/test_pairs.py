@@ -14,7 +14,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from mmsearch.errors import SourceError
-from mmsearch.retrieval.pairs import CAPTION_COLUMNS, PATH_COLUMNS, Pair, read_pairs
+from mmsearch.retrieval.pair_formats import CAPTION_COLUMNS, PATH_COLUMNS
+from mmsearch.retrieval.pairs import Pair, locate_all, read_pairs
 
 SUFFIXES = (".tsv", ".csv", ".jsonl", ".ndjson", ".json", ".parquet")
 ROWS = [("a.jpg", 'a "quoted" dog'), ("b/ü.png", "a cat, asleep"), ("a.jpg", "'s morgens")]
@@ -235,6 +236,109 @@ def test_json_that_is_neither_coco_nor_a_list_is_told(document: object, tmp_path
     assert "COCO" in complaint(tmp_path, "pairs.json", json.dumps(document))
 
 
+def karpathy() -> dict[str, Any]:
+    """Two pictures of each of COCO's splits would do: here one, and two of the test."""
+
+    def image(name: str, split: str, *texts: str) -> dict[str, Any]:
+        return {
+            "filepath": "val2014",
+            "filename": name,
+            "split": split,
+            "imgid": 0,
+            "sentids": [1],
+            "sentences": [{"tokens": text.split(), "raw": text, "imgid": 0} for text in texts],
+        }
+
+    return {
+        "dataset": "coco",
+        "images": [
+            image("a.jpg", "test", "A man with a red helmet.", "A  man \n rides."),
+            image("b.jpg", "restval", "A woman holding a cake."),
+            image("c.jpg", "train", "A child."),
+            image("d.jpg", "val", "A boy with a broom."),
+            image("e.jpg", "test", "A kitchen."),
+        ],
+    }
+
+
+def test_karpathy_s_splits_are_chosen_by_name(tmp_path: Path) -> None:
+    source = tmp_path / "dataset_coco.json"
+    source.write_text(json.dumps(karpathy()))
+    test = [
+        Pair("val2014/a.jpg", "A man with a red helmet.", 1),
+        Pair("val2014/a.jpg", "A man rides.", 1),
+        Pair("val2014/e.jpg", "A kitchen.", 5),
+    ]
+    rest = [
+        Pair("val2014/b.jpg", "A woman holding a cake.", 2),
+        Pair("val2014/c.jpg", "A child.", 3),
+    ]
+    val = [Pair("val2014/d.jpg", "A boy with a broom.", 4)]
+    assert read_pairs(source) == sorted([*test, *rest, *val], key=lambda pair: pair.line)
+    assert read_pairs(source, "test") == read_pairs(source, default="test") == test
+    assert read_pairs(source, "val", default="test") == val
+    assert read_pairs(source, split="train") == rest
+    assert read_pairs(source, split="restval") == rest[:1]
+    with pytest.raises(SourceError, match=r"no split 'dev'.* restval, test, train, val"):
+        read_pairs(source, "dev")
+
+
+def test_flickr_s_pictures_lie_in_one_folder(tmp_path: Path) -> None:
+    document = karpathy()
+    for image in document["images"]:
+        del image["filepath"]
+    (first, *_) = read(tmp_path, "dataset_flickr30k.json", json.dumps(document))
+    assert first.path == "a.jpg"
+
+
+@pytest.mark.parametrize("format_", WRITERS)
+def test_a_file_without_splits_has_none_to_choose(format_: str, tmp_path: Path) -> None:
+    name, write = WRITERS[format_]
+    content = write([("path", "caption"), *ROWS])
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(SourceError, match="no splits to choose 'test' from"):
+        read_pairs(tmp_path / name, "test")
+    assert read_pairs(tmp_path / name, default="test") == read_pairs(tmp_path / name)
+
+
+@pytest.mark.parametrize("lacking", ["filename", "split", "sentences"])
+@pytest.mark.parametrize("instead", [None, 7, {}])
+def test_an_image_of_karpathy_s_that_lacks_something_is_named(
+    lacking: str, instead: object, tmp_path: Path
+) -> None:
+    document = karpathy()
+    document["images"][2][lacking] = instead
+    if instead is None:
+        del document["images"][2][lacking]
+    if lacking == "sentences" and instead == {}:
+        document["images"][2]["sentences"] = [{"tokens": ["a"]}]
+    assert "row 3" in complaint(tmp_path, "pairs.json", json.dumps(document))
+    document["images"][2] = "c.jpg"
+    assert "row 3" in complaint(tmp_path, "pairs.json", json.dumps(document))
+
+
+def test_an_empty_caption_matters_in_its_own_split_only(tmp_path: Path) -> None:
+    document = karpathy()
+    document["images"][3]["sentences"][0]["raw"] = " "
+    assert "row 4: the caption is empty" in complaint(tmp_path, "x.json", json.dumps(document))
+    assert len(read_pairs(tmp_path / "x.json", "test")) == 3
+    document["images"][3]["sentences"] = []
+    (tmp_path / "x.json").write_text(json.dumps(document))
+    with pytest.raises(SourceError, match="holds no pairs"):
+        read_pairs(tmp_path / "x.json", "val")
+
+
+def test_bare_names_are_looked_for_where_no_path_leads_anywhere() -> None:
+    flat = {"a.jpg": 1, "b.jpg": 2, "c.jpg": 3}.get
+    assert locate_all(["x/a.jpg", "y\\b.jpg"], flat) == {"x/a.jpg": 1, "y\\b.jpg": 2}
+    assert locate_all(["x/a.jpg", "x/z.jpg"], flat) == {"x/a.jpg": 1, "x/z.jpg": None}
+    # One path that leads somewhere shows that paths are meant.
+    assert locate_all(["x/a.jpg", "b.jpg"], flat) == {"x/a.jpg": None, "b.jpg": 2}
+    # The same name twice cannot mean one picture.
+    assert locate_all(["x/a.jpg", "y/a.jpg"], flat) == {"x/a.jpg": None, "y/a.jpg": None}
+    assert locate_all([], flat) == {}
+
+
 @pytest.mark.parametrize("suffix", [".tsv", ".csv", ".jsonl", ".json"])
 def test_text_that_is_not_utf_8_is_told(suffix: str, tmp_path: Path) -> None:
     text = "path\tcaption\na.jpg\tein Hündchen\n".encode("latin-1")
@@ -293,7 +397,20 @@ def test_pairs_come_back_as_they_were_written(
             lambda inner: (
                 st.lists(inner, max_size=3)
                 | st.dictionaries(
-                    st.sampled_from(["path", "caption", "images", "annotations", "id", "image_id"]),
+                    st.sampled_from(
+                        [
+                            "path",
+                            "caption",
+                            "images",
+                            "annotations",
+                            "id",
+                            "image_id",
+                            "filename",
+                            "split",
+                            "sentences",
+                            "raw",
+                        ]
+                    ),
                     inner,
                     max_size=3,
                 )

@@ -1,13 +1,14 @@
 """The catalog: one SQLite file that holds the truth about a library.
 
-Files, captions, their vectors (fp16), problems and the encoder's fingerprint. Everything else on
-disk (the FAISS files) is derived from it. A batch's rows and vectors are written in one
-transaction, so a vector without its file, or the reverse, cannot exist.
+Files, captions, their vectors (fp16), problems, the encoder's fingerprint and what `tune` learned.
+Everything else on disk (the FAISS files) is derived from it. A batch's rows and vectors are written
+in one transaction, so a vector without its file, or the reverse, cannot exist.
 """
 
 from __future__ import annotations
 
 from mmsearch.retrieval.catalog.store import (
+    AdapterRow,
     Catalog,
     Counts,
     KnownFile,
@@ -16,4 +17,12 @@ from mmsearch.retrieval.catalog.store import (
 )
 from mmsearch.retrieval.catalog.transaction import Transaction
 
-__all__ = ["Catalog", "Counts", "KnownFile", "KnownProblem", "LibraryRow", "Transaction"]
+__all__ = [
+    "AdapterRow",
+    "Catalog",
+    "Counts",
+    "KnownFile",
+    "KnownProblem",
+    "LibraryRow",
+    "Transaction",
+]

@@ -110,7 +110,25 @@ def m001_initial(connection: Connection) -> None:
         connection.execute(text(statement))
 
 
-MIGRATIONS: tuple[Callable[[Connection], None], ...] = (m001_initial,)
+def m002_adapters(connection: Connection) -> None:
+    """Create the stack of what `tune` has learned; each belongs to one encoder."""
+    connection.execute(
+        text(
+            """
+            CREATE TABLE adapter (
+                id INTEGER PRIMARY KEY AUTOINCREMENT,
+                encoder_id INTEGER NOT NULL REFERENCES encoder (id) ON DELETE CASCADE,
+                created_at DATETIME NOT NULL,
+                weights BLOB NOT NULL,
+                report TEXT NOT NULL
+            )
+            """
+        )
+    )
+    connection.execute(text("CREATE INDEX adapter_encoder_id ON adapter (encoder_id)"))
+
+
+MIGRATIONS: tuple[Callable[[Connection], None], ...] = (m001_initial, m002_adapters)
 """In the order in which they run. Append only."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 import os
 import secrets
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from sqlalchemy import Connection, Engine
 
-__all__ = ["Catalog", "Counts", "KnownFile", "KnownProblem", "LibraryRow"]
+__all__ = ["AdapterRow", "Catalog", "Counts", "KnownFile", "KnownProblem", "LibraryRow"]
 
 logger = logging.getLogger(__name__)
 
@@ -42,10 +43,11 @@ class LibraryRow:
 
     Attributes:
         root: where the pictures are, when the catalog does not lie beside them.
-        generation: grows by one with every change to pictures, captions or vectors.
+        generation: grows by one with every change to pictures, captions, vectors or adapters.
         stamp: names this very state; never the same twice, in any copy of the library.
         encoder: the encoder whose vectors answer queries; None before the first indexing.
         model: what `load_encoder` takes to get that encoder.
+        adapter_id: what `tune` learned last for that encoder's texts; None where they are its own.
     """
 
     uid: str
@@ -55,6 +57,17 @@ class LibraryRow:
     encoder_id: int | None
     encoder: EncoderSpec | None
     model: str | None
+    adapter_id: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterRow:
+    """What `tune` learned: the weights, as `Adapter.to_bytes` writes them, and its report."""
+
+    id: int
+    created_at: datetime
+    weights: bytes
+    report: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,8 +183,12 @@ class Catalog:
     def library(self) -> LibraryRow:
         """Return the library's own row and its active encoder."""
         joined = tables.library.outerjoin(tables.encoder)
+        newest = select(func.max(tables.adapter.c.id)).where(
+            tables.adapter.c.encoder_id == tables.library.c.encoder_id
+        )
+        adapter_id = newest.correlate(tables.library).scalar_subquery().label("adapter_id")
         with self._connect() as connection:
-            statement = select(tables.library, tables.encoder).select_from(joined)
+            statement = select(tables.library, tables.encoder, adapter_id).select_from(joined)
             row = connection.execute(statement).one_or_none()
         if row is None:
             raise self._unfinished()
@@ -189,7 +206,18 @@ class Catalog:
             encoder_id=fields[tables.library.c.encoder_id],
             encoder=spec,
             model=fields[tables.encoder.c.location],
+            adapter_id=fields["adapter_id"],
         )
+
+    def adapter(self, id_: int) -> AdapterRow | None:
+        """Return what `tune` learned under this id; None where it was taken back since."""
+        columns = tables.adapter.c
+        found = columns.id, columns.created_at, columns.weights, columns.report
+        with self._connect() as connection:
+            row = connection.execute(select(*found).where(columns.id == id_)).one_or_none()
+        if row is None:
+            return None
+        return AdapterRow(row.id, row.created_at, row.weights, json.loads(row.report))
 
     def stamp(self) -> str:
         """Return the name of the present state: what an index file must carry to be current."""
@@ -234,6 +262,13 @@ class Catalog:
                 for sha256, id_ in connection.execute(statement.where(file.size.in_(part)))
             }
 
+    def contents(self) -> dict[int, bytes]:
+        """Return the SHA-256 of every picture's content, by the picture's id."""
+        file = tables.file.c
+        with self._connect() as connection:
+            rows = connection.execute(select(file.id, file.sha256))
+            return {id_: bytes(sha256) for id_, sha256 in rows}
+
     def captions_to_embed(self, encoder_id: int, limit: int) -> list[tuple[int, str]]:
         """Return up to `limit` captions (id, text) that this encoder has not embedded."""
         caption, vector = tables.caption.c, tables.caption_vector.c
@@ -270,6 +305,13 @@ class Catalog:
     ) -> tuple[NDArray[np.int64], NDArray[np.float16]]:
         """Return `int64[n]` caption ids, ascending, and their `float16[n, dim]` vectors."""
         return self._vectors(tables.caption_vector, "caption_id", encoder_id, dim)
+
+    def captions(self) -> list[tuple[int, int, str]]:
+        """Return every caption by id: its id, its picture's id and its text."""
+        caption = tables.caption.c
+        statement = select(caption.id, caption.file_id, caption.text).order_by(caption.id)
+        with self._connect() as connection:
+            return [(id_, file_id, text) for id_, file_id, text in connection.execute(statement)]
 
     def file_hits(self, ranked: Sequence[tuple[int, float]]) -> tuple[Hit, ...]:
         """Return hits for (file id, score) pairs, in their order; files gone since are left out."""

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Dialect
 
 __all__ = [
+    "adapter",
     "caption",
     "caption_vector",
     "encoder",
@@ -134,6 +135,15 @@ caption_vector = Table(
     Column("encoder_id", ForeignKey("encoder.id", ondelete="CASCADE"), primary_key=True),
     Column("caption_id", ForeignKey("caption.id", ondelete="CASCADE"), primary_key=True),
     Column("vector", LargeBinary, nullable=False),
+)
+adapter = Table(
+    "adapter",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("encoder_id", ForeignKey("encoder.id", ondelete="CASCADE"), nullable=False),
+    Column("created_at", DateTime, nullable=False),
+    Column("weights", LargeBinary, nullable=False),
+    Column("report", Text, nullable=False),
 )
 problem = Table(
     "problem",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -161,6 +162,23 @@ class Transaction:
     ) -> None:
         """Store `float32[n, dim]` vectors of captions."""
         self._put_vectors(tables.caption_vector, "caption_id", encoder_id, ids, vectors)
+
+    def add_adapter(self, encoder_id: int, weights: bytes, report: Mapping[str, object]) -> int:
+        """Adapt this encoder's texts from now on; what adapted them before is kept beneath."""
+        self._changed = True
+        values = {"encoder_id": encoder_id, "created_at": _now(), "weights": weights}
+        return self._insert(tables.adapter, values | {"report": json.dumps(report)})
+
+    def remove_adapters(self, encoder_id: int, *, above: int = 0) -> int:
+        """Take this encoder's adapters off the stack whose ids are above `above`; return how many.
+
+        The one then on top applies again; without one, texts are the encoder's own.
+        """
+        columns = tables.adapter.c
+        gone = delete(tables.adapter).where(columns.encoder_id == encoder_id, columns.id > above)
+        count = self._connection.execute(gone).rowcount
+        self._changed = self._changed or count > 0
+        return count
 
     def put_problem(
         self, problem: Problem, size: int = 0, mtime_ns: int = 0, *, forget: bool = True
