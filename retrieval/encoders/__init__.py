@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from pathlib import Path
 
 from mmsearch.errors import ModelError
 from mmsearch.retrieval.encoders.base import Encoder
+from mmsearch.retrieval.encoders.sources import absolute, is_source
 
 __all__ = ["DEFAULT_MODEL", "Encoder", "load_encoder"]
 
@@ -17,24 +19,32 @@ BUNDLED = Path(__file__).parent
 
 
 def load_encoder(name: str | Path | Encoder = DEFAULT_MODEL) -> Encoder:
-    """Return the encoder called `name`: a bundled one, or a folder that holds one.
+    """Return the encoder called `name`: a bundled one, a folder, or a model of another library.
 
-    An encoder of the caller's own is returned as it is.
+    An encoder of the caller's own is returned as it is. A folder is what `mmsearch train` wrote;
+    other libraries' models are named `open_clip:MODEL/PRETRAINED` or `hf:NAME_OR_PATH`, and need
+    the extra `models`.
 
-    Opening is cheap: a tower is loaded when it is first used.
+    Opening a folder is cheap: a tower is loaded when it is first used.
 
     Raises:
         ModelError: there is no such encoder, or its folder is incomplete or altered.
+        MissingExtra: the model's library is not installed.
     """
     if isinstance(name, Encoder):
         return name
+    if is_source(str(name)):
+        # Named in a text, not imported: what only asks must never load torch.
+        module = importlib.import_module("mmsearch.retrieval.encoders.torch_encoder")
+        encoder: Encoder = module.load(absolute(str(name)))
+        return encoder
     from mmsearch.retrieval.encoders.onnx import OnnxEncoder
 
     bundled = str(name) == DEFAULT_MODEL
     folder = BUNDLED / DEFAULT_MODEL if bundled else Path(os.path.expanduser(name))  # noqa: PTH111
     if not os.path.isfile(folder / "encoder.json"):  # noqa: PTH113
         raise ModelError(
-            f"There is no encoder '{name}'. Use '{DEFAULT_MODEL}', or the path of a folder that "
-            "holds an encoder.json."
+            f"There is no encoder '{name}'. Use '{DEFAULT_MODEL}', the path of a folder that "
+            "holds an encoder.json, or a name such as open_clip:MODEL/PRETRAINED or hf:NAME."
         )
     return OnnxEncoder(folder, location=DEFAULT_MODEL if bundled else None)

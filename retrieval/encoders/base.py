@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,9 +16,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL import Image
 
+    from mmsearch.retrieval.encoders.tokens import TextPreprocess
+    from mmsearch.retrieval.preprocess import ImagePreprocess
     from mmsearch.retrieval.schema import EncoderSpec
 
-__all__ = ["Encoder"]
+__all__ = ["Encoder", "canonical"]
 
 
 class Encoder(ABC):
@@ -97,3 +100,14 @@ class Encoder(ABC):
         # Unit length is this contract's promise, whatever precision the tower worked in.
         vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
         return vectors
+
+
+def canonical(preprocess: ImagePreprocess, texts: TextPreprocess) -> str:
+    """Return both transforms as canonical JSON, for `EncoderSpec.preprocessing`.
+
+    The text transform is left out where it only cuts: the first catalogs were written without it.
+    """
+    fields = preprocess.to_json()
+    if texts.to_json().keys() != {"max_tokens"}:
+        fields["text"] = texts.to_json()
+    return json.dumps(fields, sort_keys=True)

@@ -9,7 +9,8 @@
      "sha256": {"image.onnx": "…", "text.onnx": "…", "tokenizer.json": "…"}}
 
 The image tower reads `pixels` uint8[n, size, size, 3], the text tower `input_ids` and
-`attention_mask` int64[n, t]; both return `embedding` float32[n, dim].
+`attention_mask` int64[n, t], or the first alone; both return `embedding` float32[n, dim].
+`text` may also say `padding` and `clean`, see `TextPreprocess`.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmsearch.errors import ModelError
-from mmsearch.retrieval.encoders.base import Encoder
+from mmsearch.retrieval.encoders.base import Encoder, canonical
+from mmsearch.retrieval.encoders.tokens import TextPreprocess
 from mmsearch.retrieval.preprocess import ImagePreprocess
 from mmsearch.retrieval.schema import EncoderSpec
 
@@ -47,7 +49,7 @@ class _Config:
     preprocess: ImagePreprocess
     files: dict[str, str]
     sha256: dict[str, str]
-    max_tokens: int
+    texts: TextPreprocess
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> _Config:
@@ -57,6 +59,7 @@ class _Config:
         if int(fields["dim"]) < 1:
             raise ValueError(f"dim {fields['dim']!r}")
         preprocess = ImagePreprocess.from_json(fields["image"]["preprocess"])
+        texts = TextPreprocess.from_json(fields["text"])
         files = {
             "image": str(fields["image"]["file"]),
             "text": str(fields["text"]["file"]),
@@ -68,10 +71,10 @@ class _Config:
             name=str(fields["name"]),
             revision=str(fields["revision"]),
             weights_sha256=_fingerprint(sha256),
-            preprocessing=json.dumps(preprocess.to_json(), sort_keys=True),
+            preprocessing=canonical(preprocess, texts),
             dim=int(fields["dim"]),
         )
-        return cls(spec, preprocess, files, sha256, int(fields["text"]["max_tokens"]))
+        return cls(spec, preprocess, files, sha256, texts)
 
 
 class OnnxEncoder(Encoder):
@@ -116,17 +119,27 @@ class OnnxEncoder(Encoder):
         """Return `uint8[size, size, 3]`."""
         return self._config.preprocess(image)
 
+    def read(self, part: str) -> bytes:
+        """Return the bytes of the file of `image`, `text` or `tokenizer`.
+
+        Raises:
+            ModelError: it is missing or altered.
+        """
+        data: bytes = self._load(part, bytes)
+        return data
+
     def _encode_pixels(self, pixels: NDArray[Any]) -> NDArray[np.float32]:
         embedding: NDArray[np.float32] = self._image_tower.run(None, {"pixels": pixels})[0]
         return embedding
 
     def _encode_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        encodings = self._tokenizer.encode_batch(list(texts))
-        feed = {
-            "input_ids": np.array([e.ids for e in encodings], dtype=np.int64),
-            "attention_mask": np.array([e.attention_mask for e in encodings], dtype=np.int64),
-        }
-        embedding: NDArray[np.float32] = self._text_tower.run(None, feed)[0]
+        ids, mask = self._config.texts(self._tokenizer, texts)
+        feed = {"input_ids": ids, "attention_mask": mask}
+        # A tower that tells padding by its id has no input for the mask.
+        taken = {value.name for value in self._text_tower.get_inputs()}
+        embedding: NDArray[np.float32] = self._text_tower.run(
+            None, {name: values for name, values in feed.items() if name in taken}
+        )[0]
         return embedding
 
     @cached_property
@@ -141,10 +154,7 @@ class OnnxEncoder(Encoder):
     def _tokenizer(self) -> Any:  # noqa: ANN401
         from tokenizers import Tokenizer
 
-        tokenizer = self._load("tokenizer", Tokenizer.from_buffer)
-        tokenizer.enable_truncation(self._config.max_tokens)
-        tokenizer.enable_padding()
-        return tokenizer
+        return self._config.texts.configure(self._load("tokenizer", Tokenizer.from_buffer))
 
     def _load(self, part: str, make: Any) -> Any:  # noqa: ANN401
         """Read one file, check it against its hash and hand the very bytes checked to `make`."""

@@ -1,323 +1,271 @@
-"""From trained heads to the files that ship: ONNX graphs with 8-bit weights.
+"""From a trained `DualEncoder` to the folder that `--model` takes.
 
-Weights are stored as bytes with one scale per output channel, or per block of a row, and are read
-back as float32 or multiplied as they are. Where activations become bytes too, each block of a
-token has a scale of its own: one scale for a whole batch, as dynamic quantisation usually has it,
-would make the embedding of a text depend on the texts beside it.
+The folder holds the weights to train further (`model.json`, `model.safetensors`) and the same
+model as ONNX graphs (`encoder.json`), which run without torch.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import logging
-import tempfile
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import onnx
 import torch
-from onnx import TensorProto, compose, helper, numpy_helper
+from safetensors.torch import save as save_tensors
 from torch import nn
 
-from mmsearch.retrieval.training.features import PREPROCESS
-from mmsearch.retrieval.training.text_tower import MAX_TOKENS, TextTower
+from mmsearch.errors import ModelError
+from mmsearch.retrieval.encoders.folder import describe
+from mmsearch.retrieval.training.graph import export_graph, verify_graph
+from mmsearch.retrieval.training.packing import (
+    pack_halves,
+    pack_matrices,
+    pack_stored,
+    pack_words,
+)
+from mmsearch.retrieval.training.recipe import Quantize
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from mmsearch.retrieval.encoders.dual_encoder import DualEncoder
 
-    from numpy.typing import NDArray
+__all__ = ["Quantize", "refuse_foreign", "save_model"]
 
-__all__ = [
-    "export_head",
-    "export_image",
-    "export_text",
-    "pack_matrices",
-    "pack_stored",
-    "pack_words",
-    "write_folder",
-]
+LARGEST_GRAPH = 2**31 - 2**20
+"""An ONNX file is one protobuf message, which ends at 2 GiB."""
 
-logger = logging.getLogger(__name__)
-
-OPSET = 17
-BLOCK = 128
-"""Weights of a row that share a scale in `MatMulNBits`."""
-
-SMALLEST_PACKED = 4096
-"""Smaller tensors stay as they are: the nodes around them would cost more than they save."""
+OWN_FILES = frozenset(
+    {
+        "encoder.json",
+        "image.onnx",
+        "model.json",
+        "model.safetensors",
+        "text.onnx",
+        "tokenizer.json",
+    }
+)
 
 
-class _TextEncoder(nn.Module):
-    def __init__(self, tower: TextTower, head: nn.Module) -> None:
-        super().__init__()
-        self.tower = tower
-        self.head = head
-
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        embedding: torch.Tensor = self.head(self.tower(input_ids, attention_mask))
-        return embedding
+_LEAST_COSINE = {Quantize.NONE: None, Quantize.FP16: 0.999, Quantize.INT8: 0.95}
+"""Least cosine between a packed graph's answer to noise and torch's; noise is the worst case."""
 
 
-def export_head(head: nn.Module, width: int) -> onnx.ModelProto:
-    """Return a head's graph: `features` float32[n, width] to `embedding` float32[n, dim]."""
-    return _export(head, {"features": torch.zeros(2, width)}, {"features": {0: "n"}})
-
-
-def export_image(trunk: onnx.ModelProto, head: nn.Module, width: int) -> onnx.ModelProto:
-    """Return the image encoder's graph, in float32.
-
-    Input `pixels` uint8[n, 224, 224, 3], output `embedding` float32[n, dim], unit rows.
-
-    Args:
-        trunk: what `image_trunk` returned; its classifier is dropped.
-        head: maps the trunk's features to unit rows.
-        width: number of those features.
-    """
-    part = compose.add_prefix(export_head(head, width), "head_")
-    part.ir_version = trunk.ir_version
-    model = compose.merge_models(
-        trunk, part, io_map=[("features", "head_features")], outputs=["head_embedding"]
-    )
-    _rename(model, "head_embedding", "embedding")
-    _prune(model)
-    return model
-
-
-def export_text(tower: TextTower, head: nn.Module) -> onnx.ModelProto:
-    """Return the text encoder's graph, in float32.
-
-    Inputs `input_ids` and `attention_mask` int64[n, t], t at most 64; output `embedding`
-    float32[n, dim], unit rows.
-    """
-    axes = {0: "n", 1: "t"}
-    ids = torch.ones(2, 7, dtype=torch.int64)
-    return _export(
-        _TextEncoder(tower, head).eval(),
-        {"input_ids": ids, "attention_mask": torch.ones_like(ids)},
-        {"input_ids": axes, "attention_mask": axes},
-    )
-
-
-def pack_stored(model: onnx.ModelProto, *, operators: tuple[str, ...]) -> None:
-    """Store the weights of `operators` as bytes; ONNX Runtime unfolds them once, at load time.
-
-    `Cast` and `Mul` of constants are folded by the runtime, `DequantizeLinear` is not: it would
-    run again for every batch.
-    """
-    _unfold_halves(model)
-    graph = model.graph
-    stored = {tensor.name: tensor for tensor in graph.initializer}
-    unfold = []
-    for name, axis in _weights(model, operators):
-        values = numpy_helper.to_array(stored[name]).astype(np.float32)
-        if values.size < SMALLEST_PACKED:
-            continue
-        packed, scale = _to_bytes(values, axis)
-        graph.initializer.remove(stored[name])
-        graph.initializer.append(numpy_helper.from_array(packed, f"{name}_bytes"))
-        graph.initializer.append(numpy_helper.from_array(scale, f"{name}_scale"))
-        unfold += [
-            helper.make_node("Cast", [f"{name}_bytes"], [f"{name}_float"], to=TensorProto.FLOAT),
-            helper.make_node("Mul", [f"{name}_float", f"{name}_scale"], [name]),
-        ]
-    _prepend(model, unfold)
-
-
-def pack_words(model: onnx.ModelProto) -> None:
-    """Store the largest table that is read with `Gather` as bytes, with a scale per row."""
-    graph = model.graph
-    stored = {tensor.name: tensor for tensor in graph.initializer}
-    nodes = []
-    for node in graph.node:
-        table = stored.get(node.input[0]) if node.op_type == "Gather" else None
-        if table is None or len(table.dims) != 2 or table.dims[0] * table.dims[1] < 1 << 20:
-            nodes.append(node)
-            continue
-        packed, scale = _to_bytes(numpy_helper.to_array(table), axis=0)
-        name, ids, out = table.name, node.input[1], node.output[0]
-        graph.initializer.remove(table)
-        graph.initializer.append(numpy_helper.from_array(packed, f"{name}_bytes"))
-        graph.initializer.append(numpy_helper.from_array(scale, f"{name}_scale"))
-        nodes += [
-            helper.make_node("Gather", [f"{name}_bytes", ids], [f"{out}_bytes"]),
-            helper.make_node("Gather", [f"{name}_scale", ids], [f"{out}_scale"]),
-            helper.make_node("Cast", [f"{out}_bytes"], [f"{out}_float"], to=TensorProto.FLOAT),
-            helper.make_node("Mul", [f"{out}_float", f"{out}_scale"], [out]),
-        ]
-    del graph.node[:]
-    graph.node.extend(nodes)
-
-
-def pack_matrices(model: onnx.ModelProto, *, accuracy_level: int = 0) -> None:
-    """Turn products with constant matrices into `MatMulNBits` of 8 bits, a scale per block.
-
-    Args:
-        model: changed in place.
-        accuracy_level: the operator's own: 0 multiplies in float32, 4 in bytes (each block of a
-            token's activations with its own scale), which is faster and a little coarser.
-    """
-    graph = model.graph
-    stored = {tensor.name: tensor for tensor in graph.initializer}
-    nodes = []
-    for node in graph.node:
-        weight = stored.get(node.input[1]) if node.op_type in {"MatMul", "Gemm"} else None
-        if weight is None or len(weight.dims) != 2 or np.prod(weight.dims) < SMALLEST_PACKED:
-            nodes.append(node)
-            continue
-        values = numpy_helper.to_array(weight).astype(np.float32)
-        # Rows of the packed matrix are outputs; that is how `Gemm` from a Linear has them already.
-        rows = values if node.op_type == "Gemm" else values.T
-        outputs, inputs = rows.shape
-        blocks = -(-inputs // BLOCK)
-        padded = np.zeros((outputs, blocks * BLOCK), dtype=np.float32)
-        padded[:, :inputs] = rows
-        packed, scale = _to_bytes(padded.reshape(outputs * blocks, BLOCK), axis=0)
-        shifted = (packed.astype(np.int16) + 128).astype(np.uint8)
-        graph.initializer.remove(weight)
-        name = weight.name
-        graph.initializer.append(
-            numpy_helper.from_array(shifted.reshape(outputs, blocks, BLOCK), f"{name}_bytes")
-        )
-        graph.initializer.append(numpy_helper.from_array(scale.reshape(-1), f"{name}_scale"))
-        bias = node.input[2] if node.op_type == "Gemm" else ""
-        product = f"{node.output[0]}_product" if bias else node.output[0]
-        nodes.append(
-            helper.make_node(
-                "MatMulNBits",
-                [node.input[0], f"{name}_bytes", f"{name}_scale"],
-                [product],
-                domain="com.microsoft",
-                K=inputs,
-                N=outputs,
-                bits=8,
-                block_size=BLOCK,
-                accuracy_level=accuracy_level,
-            )
-        )
-        if bias:
-            nodes.append(helper.make_node("Add", [product, bias], [node.output[0]]))
-    del graph.node[:]
-    graph.node.extend(nodes)
-    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
-
-
-def write_folder(
+def save_model(
+    model: DualEncoder,
     folder: Path,
     *,
-    image: onnx.ModelProto,
-    text: onnx.ModelProto,
-    tokenizer: Path,
-    revision: str,
-    dim: int,
+    extra: dict[str, Any] | None = None,
+    quantize: Quantize = Quantize.NONE,
 ) -> None:
-    """Write the graphs, the tokenizer and `encoder.json`, which names them with their SHA-256."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, model in (("image.onnx", image), ("text.onnx", text)):
-        onnx.checker.check_model(model)
-        (folder / name).write_bytes(model.SerializeToString())
-    fields = json.loads(tokenizer.read_text(encoding="utf-8"))
-    fields |= {"truncation": None, "padding": None}
-    compact = json.dumps(fields, ensure_ascii=False, separators=(",", ":"))
-    (folder / "tokenizer.json").write_text(compact, encoding="utf-8")
-    shipped = ("image.onnx", "text.onnx", "tokenizer.json")
-    description = {
+    """Write a model; the folder appears whole or not at all, and replaces a former model.
+
+    Files of others in a folder that held a model are kept.
+
+    Args:
+        model: adapters (LoRA) are merged already; its mode and device stay as they are.
+        folder: where to; its parent is made if need be.
+        extra: anything JSON, kept in `model.json`: how the model was trained.
+        quantize: how the ONNX files store their weights.
+
+    Raises:
+        ModelError: `folder` holds something else, the model is too large for ONNX, or the ONNX
+            files do not answer as the model does.
+        OSError: the disk is full or read-only.
+    """
+    folder = folder.absolute()
+    refuse_foreign(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    part = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.part")
+    part.mkdir()
+    try:
+        _write(model, part, extra or {}, Quantize(quantize))
+        _replace(folder, part)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+class _Images(nn.Module):
+    def __init__(self, model: DualEncoder) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        return self.model.encode_images(pixels)
+
+
+class _Texts(nn.Module):
+    def __init__(self, model: DualEncoder) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        return self.model.encode_texts(input_ids, attention_mask)
+
+
+def _write(model: DualEncoder, part: Path, extra: dict[str, Any], quantize: Quantize) -> None:
+    for name, tower in (("image", model.image_tower), ("text", model.text_tower)):
+        if sum(p.numel() for p in tower.parameters()) * 4 > LARGEST_GRAPH:
+            raise ModelError(
+                f"The {name} tower of {model.name} is larger than the 2 GiB of an ONNX file. Train "
+                "a smaller model, for instance ViT-L-14 in place of ViT-bigG-14."
+            )
+    with _at_rest(model):
+        state = {
+            name: tensor.cpu().contiguous().clone() for name, tensor in model.state_dict().items()
+        }
+        _put(part / "model.safetensors", save_tensors(state))
+        _put(part / "tokenizer.json", _plain_tokenizer(model).encode())
+        pixels, ids, mask = _examples(model)
+        image = export_graph(_Images(model), {"pixels": pixels}, {"pixels": {0: "n"}})
+        sides = {0: "n"} if model.description.texts.pad_to else {0: "n", 1: "t"}
+        text = export_graph(
+            _Texts(model),
+            {"input_ids": ids, "attention_mask": mask},
+            {"input_ids": sides, "attention_mask": sides},
+        )
+        _pack(image, text, quantize)
+        for name, graph in (("image.onnx", image), ("text.onnx", text)):
+            _put(part / name, graph.SerializeToString())
+        with torch.inference_mode():
+            expected = model.encode_images(pixels), model.encode_texts(ids, mask)
+    least = _LEAST_COSINE[quantize]
+    verify_graph(part / "image.onnx", {"pixels": pixels}, expected[0], least_cosine=least)
+    verify_graph(
+        part / "text.onnx",
+        {"input_ids": ids, "attention_mask": mask},
+        expected[1],
+        least_cosine=least,
+    )
+    _put_json(
+        part / "model.json",
+        {
+            **describe(model),
+            "sha256": _hashes(part, ("model.safetensors", "tokenizer.json")),
+            "extra": extra,
+        },
+    )
+    _put_json(part / "encoder.json", _encoder_json(model, part))
+    _sync(part)
+
+
+def _encoder_json(model: DualEncoder, part: Path) -> dict[str, Any]:
+    sha256 = _hashes(part, ("image.onnx", "text.onnx", "tokenizer.json"))
+    lines = "".join(f"{sha256[name]}  {name}\n" for name in sorted(sha256))
+    return {
         "format": 1,
         "kind": "onnx",
-        "name": "compact",
-        "revision": revision,
-        "dim": dim,
-        "image": {"file": "image.onnx", "preprocess": PREPROCESS.to_json()},
-        "text": {"file": "text.onnx", "tokenizer": "tokenizer.json", "max_tokens": MAX_TOKENS},
-        "sha256": {
-            name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in shipped
+        "name": model.name,
+        "revision": hashlib.sha256(lines.encode()).hexdigest()[:12],
+        "dim": model.dim,
+        "image": {"file": "image.onnx", "preprocess": model.preprocess.to_json()},
+        "text": {
+            "file": "text.onnx",
+            "tokenizer": "tokenizer.json",
+            **model.description.texts.to_json(),
         },
+        "sha256": sha256,
     }
-    (folder / "encoder.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
 
 
-def _export(
-    module: nn.Module, inputs: dict[str, torch.Tensor], axes: dict[str, dict[int, str]]
-) -> onnx.ModelProto:
-    with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
-        path = Path(folder) / "model.onnx"
-        torch.onnx.export(
-            module.eval(),
-            tuple(inputs.values()),
-            path,
-            input_names=list(inputs),
-            output_names=["embedding"],
-            dynamic_axes={**axes, "embedding": {0: "n"}},
-            opset_version=OPSET,
-            dynamo=False,
+def _examples(model: DualEncoder) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return noise to look at and texts to read, three of each, of different lengths."""
+    size = model.preprocess.size
+    random = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (3, size, size, 3), generator=random, dtype=torch.uint8)
+    texts = ["a dog", "two children play football in the rain", "red"]
+    return pixels, *model.tokenize(texts)
+
+
+def _pack(image: onnx.ModelProto, text: onnx.ModelProto, quantize: Quantize) -> None:
+    match quantize:
+        case Quantize.NONE:
+            return
+        case Quantize.FP16:
+            pack_halves(image)
+            pack_halves(text)
+        case Quantize.INT8:
+            pack_stored(image, operators=("Conv", "Gemm", "MatMul"))
+            pack_words(text)
+            pack_matrices(text, accuracy_level=4)
+
+
+def _plain_tokenizer(model: DualEncoder) -> str:
+    # What the loader sets itself is left out, so that it is said in one place.
+    fields = json.loads(model.tokenizer.to_str()) | {"truncation": None, "padding": None}
+    return json.dumps(fields, ensure_ascii=False, separators=(",", ":"))
+
+
+@contextmanager
+def _at_rest(model: DualEncoder) -> Iterator[None]:
+    """Bring the model to the CPU, in float32 and evaluation, for a while."""
+    was_training = model.training
+    devices = {parameter.device for parameter in model.parameters()}
+    dtypes = {parameter.dtype for parameter in model.parameters()}
+    if len(devices) > 1 or len(dtypes) > 1:
+        raise ModelError(
+            "The model to save is spread over several devices or number types. Bring it together "
+            "first: model.to('cpu', torch.float32)"
         )
-        model = onnx.load(path)
-    for node in model.graph.node:
-        # Names of modules are of no use to a reader of the graph, and take space.
-        node.name = ""
-        node.doc_string = ""
-    return model
+    try:
+        model.to("cpu", torch.float32).eval()
+        yield
+    finally:
+        model.to(devices.pop(), dtypes.pop())
+        model.train(was_training)
 
 
-def _to_bytes(values: NDArray[Any], axis: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    others = tuple(other for other in range(values.ndim) if other != axis)
-    scale = np.maximum(np.abs(values).max(axis=others, keepdims=True) / 127.0, 1e-12)
-    return np.rint(values / scale).astype(np.int8), scale.astype(np.float32)
-
-
-def _weights(model: onnx.ModelProto, operators: tuple[str, ...]) -> Iterator[tuple[str, int]]:
-    seen: set[str] = set()
-    stored = {tensor.name for tensor in model.graph.initializer}
-    for node in model.graph.node:
-        if node.op_type in operators and node.input[1] in stored - seen:
-            seen.add(node.input[1])
-            transposed = any(a.name == "transB" and a.i for a in node.attribute)
-            yield (
-                node.input[1],
-                1 if node.op_type == "MatMul" or (node.op_type == "Gemm" and not transposed) else 0,
+def refuse_foreign(folder: Path) -> None:
+    """Raise `ModelError` where a model cannot take the place of what is at `folder`."""
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise ModelError(f"{folder} is no folder. Give another place for the model.")
+    if folder.is_dir():
+        names = {path.name for path in folder.iterdir()}
+        if names and not names & {"model.json", "encoder.json"}:
+            raise ModelError(
+                f"{folder} holds other files, and no model that could be replaced. Give a new or "
+                "empty folder."
             )
 
 
-def _unfold_halves(model: onnx.ModelProto) -> None:
-    graph = model.graph
-    stored = {tensor.name: tensor for tensor in graph.initializer}
-    nodes = []
-    for node in graph.node:
-        half = stored.get(node.input[0]) if node.op_type == "Cast" else None
-        if half is None or half.data_type != TensorProto.FLOAT16:
-            nodes.append(node)
-            continue
-        graph.initializer.remove(half)
-        values = numpy_helper.to_array(half).astype(np.float32)
-        graph.initializer.append(numpy_helper.from_array(values, node.output[0]))
-    del graph.node[:]
-    graph.node.extend(nodes)
+def _replace(folder: Path, part: Path) -> None:
+    if not folder.exists():
+        part.rename(folder)
+    else:
+        former = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.former")
+        folder.rename(former)
+        part.rename(folder)
+        for path in former.iterdir():
+            if path.name not in OWN_FILES:
+                path.rename(folder / path.name)
+        shutil.rmtree(former)
+    _sync(folder.parent)
 
 
-def _prepend(model: onnx.ModelProto, nodes: list[onnx.NodeProto]) -> None:
-    rest = list(model.graph.node)
-    del model.graph.node[:]
-    model.graph.node.extend(nodes + rest)
+def _hashes(folder: Path, names: Sequence[str]) -> dict[str, str]:
+    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
 
 
-def _rename(model: onnx.ModelProto, old: str, new: str) -> None:
-    for node in model.graph.node:
-        node.input[:] = [new if name == old else name for name in node.input]
-        node.output[:] = [new if name == old else name for name in node.output]
-    for value in model.graph.output:
-        value.name = new if value.name == old else value.name
+def _put(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
 
 
-def _prune(model: onnx.ModelProto) -> None:
-    graph = model.graph
-    needed = {value.name for value in graph.output}
-    kept = []
-    for node in reversed(graph.node):
-        if needed.intersection(node.output):
-            needed.update(node.input)
-            kept.append(node)
-    tensors = [tensor for tensor in graph.initializer if tensor.name in needed]
-    del graph.node[:], graph.initializer[:], graph.value_info[:]
-    graph.node.extend(reversed(kept))
-    graph.initializer.extend(tensors)
+def _put_json(path: Path, fields: dict[str, Any]) -> None:
+    _put(path, (json.dumps(fields, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def _sync(folder: Path) -> None:
+    if os.name == "posix":  # Elsewhere a folder cannot be opened, and need not be synced.
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

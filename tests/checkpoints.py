@@ -1,0 +1,181 @@
+"""Tiny random checkpoints in the folder formats of the model hub, made on the spot."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+TEXTS = [
+    "a photo of a dog",
+    "Red cat!",
+    "two children play football in the rain and more and more and more and more words",
+    "",
+]
+
+WORDS = [
+    "a",
+    "photo",
+    "of",
+    "dog",
+    "cat",
+    "red",
+    "two",
+    "children",
+    "play",
+    "football",
+    "in",
+    "the",
+    "rain",
+    "!",
+]
+
+
+def pictures(count: int = 3) -> list[Image.Image]:
+    random = np.random.default_rng(0)
+    shapes = [(60, 90), (64, 64), (200, 77), (43, 45)]
+    # Not from black to white: bicubic overshoots, and what is cut off between its two passes
+    # depends on which of them comes first, as versions of Pillow differ.
+    return [
+        Image.fromarray(random.integers(64, 192, (*shapes[i % 4], 3), dtype=np.uint8))
+        for i in range(count)
+    ]
+
+
+def write_tokenizer(folder: Path, *, start: bool = True, length: int = 16):
+    """Write a word-level tokenizer, `<pad>` 0, `<s>` 1, `</s>` 2, and return transformers' own."""
+    import transformers
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+    words = ["<pad>", "<s>", "</s>", "<unk>", *WORDS]
+    tokenizer = Tokenizer(
+        models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>")
+    )
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>" if start else "$A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
+    wrapped = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        unk_token="<unk>",
+        model_max_length=length,
+    )
+    wrapped.save_pretrained(folder)
+    return wrapped
+
+
+_VISION = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 32,
+    "patch_size": 16,
+}
+_TEXT = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "vocab_size": 24,
+    "max_position_embeddings": 16,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+
+def write_transformers(folder: Path, family: str):
+    """Write a model of `clip`, `siglip` or `align`; return `(model, processor, tokenizer)`."""
+    import torch
+    import transformers
+
+    torch.manual_seed(0)
+    folder.mkdir(parents=True)
+    if family == "clip":
+        config = transformers.CLIPConfig(
+            vision_config=_VISION, text_config=_TEXT, projection_dim=24
+        )
+        model = transformers.CLIPModel(config)
+        processor = transformers.CLIPImageProcessor(
+            size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
+        )
+    elif family == "siglip":
+        config = transformers.SiglipConfig(vision_config=_VISION, text_config=_TEXT)
+        model = transformers.SiglipModel(config)
+        processor = transformers.SiglipImageProcessor(size={"height": 32, "width": 32})
+        with torch.no_grad():
+            model.logit_scale.fill_(2.5)
+            model.logit_bias.fill_(-7.0)
+    else:
+        vision = {
+            "image_size": 64,
+            "hidden_dim": 64,
+            "width_coefficient": 0.1,
+            "depth_coefficient": 0.1,
+        }
+        config = transformers.AlignConfig(
+            vision_config=vision, text_config=_TEXT, projection_dim=64
+        )
+        model = transformers.AlignModel(config)
+        processor = transformers.EfficientNetImageProcessor(
+            size={"height": 80, "width": 80},
+            crop_size={"height": 64, "width": 64},
+            do_center_crop=True,
+            rescale_factor=1 / 127.5,
+            rescale_offset=True,
+            include_top=False,
+        )
+    model.eval().save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return model, processor, write_tokenizer(folder, start=family != "siglip")
+
+
+def write_bert(folder: Path) -> None:
+    """Write a sentence encoder: a BERT and its tokenizer."""
+    import torch
+    import transformers
+
+    torch.manual_seed(0)
+    folder.mkdir(parents=True)
+    fields = {name: value for name, value in _TEXT.items() if "token_id" not in name}
+    model = transformers.BertModel(transformers.BertConfig(**fields), add_pooling_layer=False)
+    model.eval().save_pretrained(folder)
+    write_tokenizer(folder)
+
+
+OPEN_CLIP = {
+    "embed_dim": 24,
+    "vision_cfg": {
+        "image_size": 32,
+        "layers": 2,
+        "width": 64,
+        "patch_size": 16,
+        "head_width": 32,
+    },
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
+}
+
+
+def write_open_clip(folder: Path, changes: dict | None = None, **preprocess):
+    """Write a model of open_clip, as `local-dir:` wants it; return it, random."""
+    import open_clip
+    import torch
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    folder.mkdir(parents=True)
+    config = OPEN_CLIP | (changes or {})
+    plain = {key: value for key, value in config.items() if key != "custom_text"}
+    kind = open_clip.CustomTextCLIP if config.get("custom_text") else open_clip.CLIP
+    model = kind(**json.loads(json.dumps(plain))).eval()
+    save_file(model.state_dict(), folder / "open_clip_model.safetensors")
+    fields = {"model_cfg": config, "preprocess_cfg": preprocess}
+    (folder / "open_clip_config.json").write_text(json.dumps(fields))
+    return model
