@@ -7,13 +7,8 @@ torch = pytest.importorskip("torch")
 onnx = pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")
 
-from mmsearch.retrieval.training.export import (  # noqa: E402
-    export_head,
-    export_text,
-    pack_matrices,
-    pack_stored,
-    pack_words,
-)
+from mmsearch.retrieval.encoders.text_tower import TextTower  # noqa: E402
+from mmsearch.retrieval.training.compact_graph import export_head, export_text  # noqa: E402
 from mmsearch.retrieval.training.heads import (  # noqa: E402
     Recipe,
     ResidualHead,
@@ -21,7 +16,11 @@ from mmsearch.retrieval.training.heads import (  # noqa: E402
     recall_at,
     train_heads,
 )
-from mmsearch.retrieval.training.text_tower import TextTower  # noqa: E402
+from mmsearch.retrieval.training.packing import (  # noqa: E402
+    pack_matrices,
+    pack_stored,
+    pack_words,
+)
 
 # The exporter that needs nothing but torch and onnx announces that it will go one day.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")

@@ -16,14 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from mmsearch.retrieval.training.export import (
-    export_image,
-    export_text,
-    pack_matrices,
-    pack_stored,
-    pack_words,
-    write_folder,
-)
+from mmsearch.retrieval.encoders.text_tower import TextTower
+from mmsearch.retrieval.training.compact_graph import export_image, export_text, write_folder
 from mmsearch.retrieval.training.features import (
     POOLED,
     Pair,
@@ -35,7 +29,7 @@ from mmsearch.retrieval.training.features import (
     read_paths,
 )
 from mmsearch.retrieval.training.heads import Heads, Recipe, TrainingSet, recall_at, train_heads
-from mmsearch.retrieval.training.text_tower import TextTower
+from mmsearch.retrieval.training.packing import pack_matrices, pack_stored, pack_words
 
 if TYPE_CHECKING:
     import onnx

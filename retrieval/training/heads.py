@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.nn import functional
 
+from mmsearch.retrieval.encoders.heads import ResidualHead
 from mmsearch.retrieval.losses import LogScale, class_distillation, info_nce, same_group
 
 __all__ = ["Heads", "Recipe", "ResidualHead", "TrainingSet", "recall_at", "train_heads"]
@@ -56,37 +56,6 @@ class TrainingSet:
     pairs: torch.Tensor
     weights: torch.Tensor
     classes: torch.Tensor
-
-
-class ResidualHead(nn.Module):
-    """A linear map plus a small multi-layer perceptron, to unit rows.
-
-    The features are standardised first, by statistics of the training set that are part of the
-    head.
-    """
-
-    mean: torch.Tensor
-    deviation: torch.Tensor
-
-    def __init__(self, features: torch.Tensor, dim: int, hidden: int, dropout: float) -> None:
-        """Take the statistics from float[n, width] features; the weights start at random."""
-        super().__init__()
-        width = features.shape[1]
-        sample = features.float()
-        self.register_buffer("mean", sample.mean(dim=0))
-        self.register_buffer("deviation", sample.std(dim=0).clamp(min=1e-4))
-        self.straight = nn.Linear(width, dim)
-        self.bent = nn.Sequential(
-            nn.Linear(width, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, dim)
-        )
-        self.dropout = nn.Dropout(dropout / 2)
-
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Return unit rows float32[n, dim] for float32[n, width] features."""
-        # A few channels fire rarely and hard; a hundred deviations of one would drown the rest.
-        scaled = ((features - self.mean) / self.deviation).clamp(-8.0, 8.0)
-        scaled = self.dropout(scaled)
-        return functional.normalize(self.straight(scaled) + self.bent(scaled), dim=-1)
 
 
 class Heads(nn.Module):
