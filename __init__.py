@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from mmsearch.retrieval.engine import open_engine as open
     from mmsearch.retrieval.evaluation import evaluate
     from mmsearch.retrieval.ingest import index
+    from mmsearch.retrieval.library_evaluation import evaluate_library
     from mmsearch.retrieval.schema import Hit, Results, Target
+    from mmsearch.retrieval.tuning import tune
 
 __version__ = "0.1.0"
 
@@ -32,9 +34,11 @@ __all__ = [
     "Target",
     "__version__",
     "evaluate",
+    "evaluate_library",
     "index",
     "load_encoder",
     "open",
+    "tune",
 ]
 
 _ORIGIN = {
@@ -45,9 +49,11 @@ _ORIGIN = {
     "SearchEngine": ("mmsearch.retrieval.engine", "SearchEngine"),
     "Target": ("mmsearch.retrieval.schema", "Target"),
     "evaluate": ("mmsearch.retrieval.evaluation", "evaluate"),
+    "evaluate_library": ("mmsearch.retrieval.library_evaluation", "evaluate_library"),
     "index": ("mmsearch.retrieval.ingest", "index"),
     "load_encoder": ("mmsearch.retrieval.encoders", "load_encoder"),
     "open": ("mmsearch.retrieval.engine", "open_engine"),
+    "tune": ("mmsearch.retrieval.tuning", "tune"),
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import json
 import logging
 import os
 import sys
@@ -12,7 +13,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["printable", "progress_bar", "say", "set_up_process"]
+__all__ = [
+    "print_json",
+    "printable",
+    "progress_bar",
+    "read_large_pictures",
+    "say",
+    "set_up_process",
+    "terminate_like_interrupt",
+]
 
 
 def set_up_process() -> None:
@@ -28,10 +37,36 @@ def set_up_process() -> None:
     logging.basicConfig(level=level, format="mmsearch: %(message)s", handlers=[_SayHandler()])
 
 
+def read_large_pictures() -> None:
+    """Lift Pillow's limit to ours, which is checked from the header before anything is decoded.
+
+    Pillow's is lower than what today's phones make; it is a setting of the whole process, so only
+    a program that owns the process may change it.
+    """
+    from PIL import Image
+
+    from mmsearch.retrieval.media import MAX_PIXELS
+
+    Image.MAX_IMAGE_PIXELS = MAX_PIXELS
+
+
+def terminate_like_interrupt() -> None:
+    """Let a polite request to stop (kill, a system shutting down) end a run like Ctrl-C does."""
+    import signal
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
 def say(message: str) -> None:
     """Print to stderr; names of files in the message cannot steer the terminal."""
     sys.stderr.write("\n".join(map(printable, message.split("\n"))) + "\n")
     sys.stderr.flush()
+
+
+def print_json(document: dict[str, Any]) -> None:
+    """Print one JSON object to stdout, on one line."""
+    sys.stdout.write(json.dumps(document) + "\n")
+    sys.stdout.flush()
 
 
 def printable(text: str) -> str:

@@ -1,0 +1,129 @@
+"""`mmsearch index`: bring the index of a folder of pictures up to date."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mmsearch.errors import quoted
+from mmsearch.retrieval.commands.options import (
+    EXIT_INTERRUPTED,
+    EXIT_NEEDS_ATTENTION,
+    Json,
+    path_argument,
+)
+from mmsearch.retrieval.terminal import (
+    print_json,
+    printable,
+    progress_bar,
+    read_large_pictures,
+    say,
+    terminate_like_interrupt,
+)
+
+if TYPE_CHECKING:
+    from mmsearch.retrieval.ingest import IndexReport
+
+__all__ = ["index"]
+
+
+def index(
+    path: Annotated[
+        Path,
+        typer.Argument(
+            parser=path_argument, metavar="PATH", help="The folder of pictures; it is only read."
+        ),
+    ],
+    model: Annotated[
+        str | None,
+        typer.Option(help="The encoder: compact (bundled), or a folder that holds one."),
+    ] = None,
+    captions: Annotated[
+        Path | None,
+        typer.Option(
+            parser=path_argument,
+            metavar="FILE",
+            help="Captions of the pictures: TSV, CSV, JSONL or Parquet with the columns path and "
+            "caption, or COCO's JSON.",
+        ),
+    ] = None,
+    reembed: Annotated[
+        bool, typer.Option("--reembed", help="Allow another model: embed every picture again.")
+    ] = False,
+    retry: Annotated[
+        bool, typer.Option("--retry", help="Read files again that could not be indexed before.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Index a folder of pictures, or bring its index up to date.
+
+    Only new and changed files are read. It is safe to interrupt; the same command continues.
+
+    Example: mmsearch index ./photos
+    """
+    from mmsearch.retrieval import ingest
+    from mmsearch.retrieval.library import remember_library
+
+    terminate_like_interrupt()
+    read_large_pictures()
+    last = ingest.Progress("scan", 0, 0)
+    try:
+        with progress_bar() as show:
+
+            def follow(progress: ingest.Progress) -> None:
+                nonlocal last
+                last = progress
+                show(progress.stage, progress.done, progress.total)
+
+            report = ingest.index(
+                path,
+                model=model,
+                captions=captions,
+                reembed=reembed,
+                retry=retry,
+                progress=follow,
+            )
+    except KeyboardInterrupt:
+        saved = f"{last.done:,} of {last.total:,} new or changed {last.stage}"
+        say(
+            f"Interrupted. Saved: {saved if last.total else 'nothing new yet'}. "
+            "Run the same command to continue."
+        )
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+    remember_library(report.library)
+    if as_json:
+        print_json(report.to_json())
+    say(_summary(report, path))
+    if report.files == 0:
+        raise typer.Exit(EXIT_NEEDS_ATTENTION)
+
+
+def _summary(report: IndexReport, path: Path) -> str:
+    parts = [f"{report.files:,} pictures in {report.library}"]
+    changes = {
+        "new": report.added,
+        "changed": report.updated,
+        "moved": report.moved,
+        "removed": report.removed,
+    }
+    said = [f"{count:,} {name}" for name, count in changes.items() if count]
+    parts.append(", ".join(said) if said else "nothing changed")
+    if report.captions:
+        parts.append(f"{report.captions:,} captions")
+    rate = f", {report.embedded / report.seconds:,.0f} pictures/s" if report.embedded else ""
+    lines = [f"{' · '.join(parts)} ({report.seconds:.1f} s{rate})"]
+    if report.problems:
+        lines.append(
+            f"{report.problems:,} files need attention: mmsearch status --problems "
+            f"--library {quoted(path)}"
+        )
+    if report.unmatched:
+        lines.append(
+            f"{len(report.unmatched):,} rows of the captions file name no picture of this library "
+            f"(the first: {printable(report.unmatched[0])})"
+        )
+    if report.added and report.files:
+        lines.append('Try: mmsearch query "a dog on a beach"')
+    return "\n".join(lines)

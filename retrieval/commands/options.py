@@ -1,0 +1,55 @@
+"""What several commands take or say in the same way."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mmsearch.retrieval.terminal import say
+
+__all__ = [
+    "EXIT_INTERRUPTED",
+    "EXIT_NEEDS_ATTENTION",
+    "EXIT_NOTHING_MATCHED",
+    "Json",
+    "LibraryOption",
+    "chosen_library",
+    "path_argument",
+]
+
+EXIT_NOTHING_MATCHED = 3
+EXIT_NEEDS_ATTENTION = 4
+EXIT_INTERRUPTED = 130
+
+
+def path_argument(text: str) -> Path:
+    """Parse an argument that names a file or folder; an empty one is a usage error."""
+    if not text:
+        raise typer.BadParameter("it is empty")
+    return Path(text)
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+LibraryOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--library",
+        "-L",
+        parser=path_argument,
+        metavar="FOLDER",
+        help="The folder that was indexed. Without it: $MMSEARCH_LIBRARY, the nearest library "
+        "here or above, the only one just below, or the one indexed last.",
+    ),
+]
+
+
+def chosen_library(given: Path | None) -> Path:
+    """Return the library that should answer, saying so where nobody named it."""
+    from mmsearch.retrieval.library import find_library
+
+    path, how = find_library(given)
+    if how == "last":
+        say(f"No library here; asking the one indexed last: {path}")
+    return path
