@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
     from mmsearch.retrieval.encoders.dual_encoder import DualEncoder
     from mmsearch.retrieval.encoders.edge_tower import EdgeTower
-    from mmsearch.retrieval.training.compact_model.frozen import Seen
-    from mmsearch.retrieval.training.compact_model.pseudo_captions import PseudoCaptions
+    from mmsearch.retrieval.training.compact.frozen import Seen
+    from mmsearch.retrieval.training.compact.pseudo_captions import PseudoCaptions
     from mmsearch.retrieval.training.hard_negatives import Memory
 
 __all__ = ["CELLS", "Mixture", "Photos", "Stage", "StageBatches", "words"]

