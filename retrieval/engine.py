@@ -189,7 +189,7 @@ def open_engine(path: Path | str, *, model: str | Path | Encoder | None = None) 
     """
     library = Library.open(Path(path))
     try:
-        encoder = load_encoder(model or library.model or DEFAULT_MODEL)
+        encoder = load_encoder(model or library.model or DEFAULT_MODEL, asking=True)
     except ModelError as error:
         library.close()
         raise ModelError(

@@ -14,6 +14,7 @@ __all__ = [
     "Hit",
     "Picture",
     "Problem",
+    "Quantize",
     "Query",
     "Results",
     "Target",
@@ -33,10 +34,11 @@ class EncoderSpec:
     """What makes the vectors of two encoders comparable: all of it equal.
 
     Attributes:
-        kind: the loader (`onnx`).
+        kind: what the fingerprint is of: `onnx` of an encoder folder's files, `torch` of the
+            weights of a model (whether torch or its export in ONNX computes the vectors).
         name: what the user calls it (`compact`, or the name its folder gives it).
         revision: the encoder's own version.
-        weights_sha256: fingerprint of every file that vectors depend on.
+        weights_sha256: fingerprint of everything learned that vectors depend on.
         preprocessing: the image transform, as canonical JSON.
         dim: length of a vector.
     """
@@ -52,6 +54,14 @@ class EncoderSpec:
     def label(self) -> str:
         """Name and revision, for people: `compact@1`."""
         return f"{self.name}@{self.revision}"
+
+
+class Quantize(StrEnum):
+    """Numbers that an ONNX file stores its weights in; those to train on are always whole."""
+
+    NONE = "none"
+    FP16 = "fp16"
+    INT8 = "int8"
 
 
 def tell_apart(first: EncoderSpec, second: EncoderSpec) -> tuple[str, str]:

@@ -108,7 +108,9 @@ def photos(tmp_path: Path) -> Path:
 def _own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep the user's own data and state directories out of every test."""
     home = tmp_path_factory.mktemp("home")
-    for name in ("HOME", "XDG_DATA_HOME", "XDG_STATE_HOME", "USERPROFILE", "LOCALAPPDATA"):
+    folders = ("XDG_CACHE_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME", "LOCALAPPDATA")
+    for name in ("HOME", "USERPROFILE", *folders):
         monkeypatch.setenv(name, str(home))
-    monkeypatch.delenv("MMSEARCH_LIBRARY", raising=False)
+    for name in ("MMSEARCH_CACHE", "MMSEARCH_LIBRARY"):
+        monkeypatch.delenv(name, raising=False)
     assert os.environ["HOME"] == str(home)

@@ -12,10 +12,11 @@ pytest.importorskip("onnxruntime")
 pytest.importorskip("safetensors")
 
 from mmsearch.errors import ModelError  # noqa: E402
-from mmsearch.retrieval.encoders import load_encoder  # noqa: E402
+from mmsearch.retrieval.encoders import load_encoder, onnx_export  # noqa: E402
 from mmsearch.retrieval.encoders.sources import load_dual_encoder  # noqa: E402
+from mmsearch.retrieval.schema import Quantize  # noqa: E402
 from mmsearch.retrieval.training import export  # noqa: E402
-from mmsearch.retrieval.training.export import Quantize, save_model  # noqa: E402
+from mmsearch.retrieval.training.export import save_model  # noqa: E402
 from tests import checkpoints  # noqa: E402
 from tests.checkpoints import TEXTS, pictures  # noqa: E402
 
@@ -157,7 +158,7 @@ def test_nothing_is_left_where_saving_fails(small, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(export, "_put_json", full)
+    monkeypatch.setattr(export, "put_json", full)
     with pytest.raises(OSError, match="No space"):
         save_model(model, target)
     assert {path.name: path.read_bytes() for path in target.iterdir()} == before
@@ -174,7 +175,7 @@ def test_an_export_that_answers_otherwise_is_refused(small, tmp_path, monkeypatc
                     numpy_helper.from_array(-numpy_helper.to_array(tensor), tensor.name)
                 )
 
-    monkeypatch.setattr(export, "_pack", spoil)
+    monkeypatch.setattr(onnx_export, "_pack", spoil)
     with pytest.raises(ModelError, match=r"text\.onnx does not answer"):
         save_model(small[0], tmp_path / "model")
     assert list(tmp_path.iterdir()) == []

@@ -15,6 +15,7 @@ from mmsearch.retrieval.encoders import BUNDLED, DEFAULT_MODEL, load_encoder  # 
 from mmsearch.retrieval.encoders.compact_towers import build, load_folder  # noqa: E402
 from mmsearch.retrieval.encoders.dual_encoder import Description, DualEncoder  # noqa: E402
 from mmsearch.retrieval.encoders.tokens import TextPreprocess  # noqa: E402
+from mmsearch.retrieval.schema import Quantize  # noqa: E402
 from mmsearch.retrieval.training.compact import stages  # noqa: E402
 from mmsearch.retrieval.training.compact.frozen import MEAN, PREPROCESS, SCALE, Seen  # noqa: E402
 from mmsearch.retrieval.training.compact.pseudo_captions import (  # noqa: E402
@@ -31,7 +32,7 @@ from mmsearch.retrieval.training.compact.stages import (  # noqa: E402
     StageBatches,
     words,
 )
-from mmsearch.retrieval.training.export import Quantize, save_model  # noqa: E402
+from mmsearch.retrieval.training.export import save_model  # noqa: E402
 from mmsearch.retrieval.training.loop import TrainingLoop  # noqa: E402
 from mmsearch.retrieval.training.recipe import Recipe  # noqa: E402
 from tests.checkpoints import TEXTS, pictures  # noqa: E402

@@ -345,7 +345,7 @@ def test_a_catalog_from_before_is_brought_up_to_date(library: Path) -> None:
 def test_the_command_says_what_it_measured_and_status_repeats_it(
     library: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mmsearch.retrieval.engine.load_encoder", lambda _: ToneEncoder())
+    monkeypatch.setattr("mmsearch.retrieval.engine.load_encoder", lambda *_, **__: ToneEncoder())
 
     def run(*arguments: object, code: int = 0) -> tuple[str, str]:
         done = CliRunner().invoke(app, [*map(str, arguments), "--library", str(library)])

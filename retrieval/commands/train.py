@@ -11,8 +11,9 @@ import typer
 
 from mmsearch.errors import MissingExtra, quoted
 from mmsearch.retrieval.commands.options import EXIT_INTERRUPTED, Json, path_argument
+from mmsearch.retrieval.schema import Quantize
 from mmsearch.retrieval.terminal import print_json, progress_bar, read_large_pictures, say
-from mmsearch.retrieval.training.recipe import Loss, Precision, Quantize, Recipe, Trainable
+from mmsearch.retrieval.training.recipe import Loss, Precision, Recipe, Trainable
 
 if TYPE_CHECKING:
     from collections.abc import Callable

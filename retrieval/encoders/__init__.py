@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 from pathlib import Path
 
@@ -18,14 +17,20 @@ BUNDLED = Path(__file__).parent
 """Encoders that come with the package, one folder each."""
 
 
-def load_encoder(name: str | Path | Encoder = DEFAULT_MODEL) -> Encoder:
+def load_encoder(name: str | Path | Encoder = DEFAULT_MODEL, *, asking: bool = False) -> Encoder:
     """Return the encoder called `name`: a bundled one, a folder, or a model of another library.
 
     An encoder of the caller's own is returned as it is. A folder is what `mmsearch train` wrote;
     other libraries' models are named `open_clip:MODEL/PRETRAINED` or `hf:NAME_OR_PATH`, and need
-    the extra `models`.
+    the extra `models` once: they are exported to ONNX when first used (see `exported`), and torch
+    is loaded after that only where there is a GPU. `int8:` before such a name stores the weights
+    as bytes: a smaller and coarser encoder, whose vectors are not comparable with the whole one's.
 
     Opening a folder is cheap: a tower is loaded when it is first used.
+
+    Args:
+        name: which one.
+        asking: only a few texts or pictures follow, so that no GPU is started for them.
 
     Raises:
         ModelError: there is no such encoder, or its folder is incomplete or altered.
@@ -34,10 +39,9 @@ def load_encoder(name: str | Path | Encoder = DEFAULT_MODEL) -> Encoder:
     if isinstance(name, Encoder):
         return name
     if is_source(str(name)):
-        # Named in a text, not imported: what only asks must never load torch.
-        module = importlib.import_module("mmsearch.retrieval.encoders.torch_encoder")
-        encoder: Encoder = module.load(absolute(str(name)))
-        return encoder
+        from mmsearch.retrieval.encoders import exported
+
+        return exported.load(absolute(str(name)), asking=asking)
     from mmsearch.retrieval.encoders.onnx import OnnxEncoder
 
     bundled = str(name) == DEFAULT_MODEL

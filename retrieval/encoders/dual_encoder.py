@@ -15,8 +15,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from mmsearch.retrieval.encoders.base import canonical
 from mmsearch.retrieval.encoders.heads import ResidualHead
 from mmsearch.retrieval.losses import LogScale
+from mmsearch.retrieval.schema import EncoderSpec, Quantize
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
 __all__ = ["Description", "DualEncoder", "Towers"]
 
 EXAMPLES_AT_ONCE = 32
+
+PACKING = 1
+"""Counts the changes of `packing` that change vectors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,6 +225,24 @@ class DualEncoder(nn.Module):
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
         return digest.hexdigest()
+
+    def spec(self, quantize: Quantize = Quantize.NONE) -> EncoderSpec:
+        """Return what makes this model's vectors comparable; the same for torch and for ONNX.
+
+        Weights stored in fewer bits are other weights: another name, another fingerprint.
+        """
+        name, sha256 = self.name, self.fingerprint()
+        if quantize is not Quantize.NONE:
+            name = f"{quantize}:{name}"
+            sha256 = hashlib.sha256(f"{quantize} {PACKING} {sha256}".encode()).hexdigest()
+        return EncoderSpec(
+            kind="torch",
+            name=name,
+            revision=sha256[:12],
+            weights_sha256=sha256,
+            preprocessing=canonical(self.preprocess, self.description.texts),
+            dim=self.dim,
+        )
 
     def _scaled(self, pixels: torch.Tensor) -> torch.Tensor:
         values = pixels.permute(0, 3, 1, 2).to(self.image_mean.dtype)

@@ -80,14 +80,28 @@ class _Config:
 class OnnxEncoder(Encoder):
     """An encoder folder run by ONNX Runtime on the CPU; each tower loads when first used."""
 
-    def __init__(self, folder: Path, *, location: str | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        location: str | None = None,
+        spec: EncoderSpec | None = None,
+        advice: str = "Get the folder again.",
+    ) -> None:
         """Read `encoder.json`.
+
+        Args:
+            folder: where it is.
+            location: what `load_encoder` takes to get it again, if not the folder's path.
+            spec: what the vectors are comparable with, where not the folder alone says so.
+            advice: what to do where a file turns out to be damaged.
 
         Raises:
             ModelError: it is missing, incomplete, damaged, or of another kind or format.
         """
         self.folder = folder
         self._location = location or str(folder.absolute())
+        self._advice = advice
         try:
             self._config = _Config.from_json(
                 json.loads((folder / "encoder.json").read_text(encoding="utf-8"))
@@ -95,15 +109,16 @@ class OnnxEncoder(Encoder):
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ModelError(
                 f"The encoder folder {folder} cannot be used: its encoder.json is incomplete, "
-                f"damaged or of a kind this version does not read ({error!r}). Get the folder "
-                "again, or run: pip install --upgrade mmsearch"
+                f"damaged or of a kind this version does not read ({error!r}). {advice} "
+                "Or run: pip install --upgrade mmsearch"
             ) from error
+        self._spec = spec or self._config.spec
         self._lock = Lock()
 
     @property
     def spec(self) -> EncoderSpec:
-        """Name, revision and fingerprints, as `encoder.json` states them."""
-        return self._config.spec
+        """Name, revision and fingerprints, as `encoder.json` states them unless told otherwise."""
+        return self._spec
 
     @property
     def location(self) -> str:
@@ -164,12 +179,12 @@ class OnnxEncoder(Encoder):
                 data = path.read_bytes()
             except OSError as error:
                 raise ModelError(
-                    f"The encoder {self._config.spec.label} lacks {path}. Get its folder again."
+                    f"The encoder {self._spec.label} lacks {path}. {self._advice}"
                 ) from error
             if hashlib.sha256(data).hexdigest() != self._config.sha256[path.name]:
                 raise ModelError(
                     f"{path} is not the file this encoder was published with (its SHA-256 "
-                    "differs): it is damaged or was altered. Get the folder again."
+                    f"differs): it is damaged or was altered. {self._advice}"
                 )
             return make(data)
 

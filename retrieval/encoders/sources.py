@@ -8,6 +8,8 @@
     FILE.json                                 the same, in more words
     FOLDER                                    what training wrote
 
+As an encoder, `open_clip:` and `hf:` may follow `int8:`, which stores the weights as bytes.
+
 Nothing here imports torch until a model is opened.
 """
 
@@ -21,11 +23,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmsearch.errors import MissingExtra, ModelError
+from mmsearch.retrieval.schema import Quantize
 
 if TYPE_CHECKING:
     from mmsearch.retrieval.encoders.dual_encoder import DualEncoder, Towers
 
-__all__ = ["absolute", "build_towers", "is_source", "load_dual_encoder", "reading"]
+__all__ = [
+    "absolute",
+    "build_towers",
+    "is_source",
+    "load_dual_encoder",
+    "local_path",
+    "reading",
+    "split_quantize",
+]
 
 _MODULES = {
     "compact": "mmsearch.retrieval.encoders.compact_towers",
@@ -40,6 +51,8 @@ _MODULES = {
 
 _NAMED = ("open_clip", "hf", "timm")
 
+_INT8, _LOCAL, _HUB = "int8:", "local-dir:", "hf-hub:"
+
 _FORMS = (
     "'compact', 'open_clip:MODEL/PRETRAINED', 'open_clip:local-dir:PATH', 'hf:NAME_OR_PATH', "
     "'timm:IMAGE_MODEL+hf:TEXT_FOLDER', a description ending in .json, or the folder of a model "
@@ -49,17 +62,38 @@ _FORMS = (
 
 def is_source(name: str) -> bool:
     """Tell whether `name` has the form of a named source, such as `hf:NAME`."""
-    return name.partition(":")[0] in _NAMED and ":" in name
+    kind, colon, _ = split_quantize(name)[1].partition(":")
+    return kind in _NAMED and bool(colon)
+
+
+def split_quantize(source: str) -> tuple[Quantize, str]:
+    """Return how a source's weights are stored, and the source itself."""
+    whole = source.removeprefix(_INT8)
+    return (Quantize.NONE if whole == source else Quantize.INT8), whole
 
 
 def absolute(source: str) -> str:
     """Return a named source that means the same in any working directory."""
-    kind, _, rest = source.partition(":")
-    prefix = "local-dir:" if rest.startswith("local-dir:") else ""
-    path = Path(os.path.expanduser(rest.removeprefix(prefix)))  # noqa: PTH111
-    if kind in {"hf", "open_clip"} and (prefix or kind == "hf") and path.is_dir():
-        return f"{kind}:{prefix}{path.absolute()}"
-    return source
+    path = local_path(source)
+    if path is None:
+        return source
+    quantize, whole = split_quantize(source)
+    kind, _, rest = whole.partition(":")
+    if rest.startswith(_LOCAL):
+        kind += f":{_LOCAL.removesuffix(':')}"
+    elif kind == "open_clip":
+        return source.removesuffix(rest) + f"{rest.partition('/')[0]}/{path.absolute()}"
+    return f"{_INT8 if quantize is Quantize.INT8 else ''}{kind}:{path.absolute()}"
+
+
+def local_path(source: str) -> Path | None:
+    """Return the folder or file that a named source's weights lie in; `None`: in a model hub."""
+    kind, _, rest = split_quantize(source)[1].partition(":")
+    if kind == "hf" or (kind == "open_clip" and rest.startswith(_LOCAL)):
+        path = Path(os.path.expanduser(rest.removeprefix(_LOCAL)))  # noqa: PTH111
+        return path if path.is_dir() else None
+    file = rest.partition("/")[2] if kind == "open_clip" and not rest.startswith(_HUB) else ""
+    return Path(file) if file and Path(file).is_file() else None
 
 
 def load_dual_encoder(source: str | Path, *, captions: Sequence[str] | None = None) -> DualEncoder:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -9,17 +10,21 @@ import numpy as np
 import torch
 
 from mmsearch.errors import ModelError
-from mmsearch.retrieval.encoders.base import Encoder, canonical
+from mmsearch.retrieval.encoders import exported, exporting
+from mmsearch.retrieval.encoders.base import Encoder
 from mmsearch.retrieval.encoders.sources import load_dual_encoder
-from mmsearch.retrieval.schema import EncoderSpec
+from mmsearch.retrieval.schema import Quantize
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL import Image
 
     from mmsearch.retrieval.encoders.dual_encoder import DualEncoder
+    from mmsearch.retrieval.schema import EncoderSpec
 
 __all__ = ["TorchEncoder", "load"]
+
+logger = logging.getLogger(__name__)
 
 
 class TorchEncoder(Encoder):
@@ -35,20 +40,12 @@ class TorchEncoder(Encoder):
             location: what `load_encoder` takes to get it again.
             device: where it runs; by default the GPU where there is one.
         """
-        sha256 = model.fingerprint()
+        self._spec = model.spec()
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         self._device = torch.device(device)
         self._model = model.to(self._device).eval()
         self._location = location
-        self._spec = EncoderSpec(
-            kind="torch",
-            name=model.name,
-            revision=sha256[:12],
-            weights_sha256=sha256,
-            preprocessing=canonical(model.preprocess, model.description.texts),
-            dim=model.dim,
-        )
 
     @property
     def spec(self) -> EncoderSpec:
@@ -80,16 +77,38 @@ class TorchEncoder(Encoder):
         return np.asarray(self._model.encode_texts(ids, mask).float().cpu().numpy(), np.float32)
 
 
-def load(source: str) -> TorchEncoder:
+def load(source: str, quantize: Quantize = Quantize.NONE, *, export: bool = False) -> Encoder:
     """Return the encoder of a named source, such as `hf:NAME`; see `load_dual_encoder`.
 
+    Args:
+        source: absolute, without `int8:`.
+        quantize: how the weights are stored; torch itself runs them whole only.
+        export: answer from an ONNX folder in the user's cache, made here, even if torch has a GPU.
+
     Raises:
-        ModelError: the source cannot be opened, or its weights are random.
+        ModelError: the source cannot be opened, its weights are random, or it is to be quantised
+            and cannot be exported.
     """
+    export = export or not torch.cuda.is_available()
+    name = source if quantize is Quantize.NONE else f"{quantize}:{source}"
+    found = exported.find(name) if export else None
+    if found is not None:
+        return found.open()
+    before = exported.source_state(source)
     model = load_dual_encoder(source)
     if model.untrained:
         raise ModelError(
             f"{source} is a model that has not learned anything yet. Train it first "
             f"(mmsearch train … --from {source}), or name weights: open_clip:MODEL/PRETRAINED"
         )
+    if export:
+        reason = exported.refusal(name)
+        if reason is None:
+            try:
+                return exporting.export(model, name, before, quantize).open()
+            except (ModelError, OSError) as error:
+                reason = str(error)
+        if quantize is not Quantize.NONE:
+            raise ModelError(f"{name} cannot be had: {reason} Use the whole model: {source}")
+        logger.warning("%s runs through torch, which starts slowly: %s", source, reason)
     return TorchEncoder(model, location=source)

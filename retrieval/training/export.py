@@ -6,39 +6,23 @@ model as ONNX graphs (`encoder.json`), which run without torch.
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 import secrets
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import onnx
-import torch
 from safetensors.torch import save as save_tensors
-from torch import nn
 
 from mmsearch.errors import ModelError
+from mmsearch.retrieval.encoders.files import hashes, put, put_json, sync
 from mmsearch.retrieval.encoders.folder import describe
-from mmsearch.retrieval.training.graph import export_graph, verify_graph
-from mmsearch.retrieval.training.packing import (
-    pack_halves,
-    pack_matrices,
-    pack_stored,
-    pack_words,
-)
-from mmsearch.retrieval.training.recipe import Quantize
+from mmsearch.retrieval.encoders.onnx_export import at_rest, write_encoder
+from mmsearch.retrieval.schema import Quantize
 
 if TYPE_CHECKING:
     from mmsearch.retrieval.encoders.dual_encoder import DualEncoder
 
-__all__ = ["Quantize", "refuse_foreign", "save_model"]
-
-LARGEST_GRAPH = 2**31 - 2**20
-"""An ONNX file is one protobuf message, which ends at 2 GiB."""
+__all__ = ["refuse_foreign", "save_model"]
 
 OWN_FILES = frozenset(
     {
@@ -50,10 +34,6 @@ OWN_FILES = frozenset(
         "tokenizer.json",
     }
 )
-
-
-_LEAST_COSINE = {Quantize.NONE: None, Quantize.FP16: 0.999, Quantize.INT8: 0.95}
-"""Least cosine between a packed graph's answer to noise and torch's; noise is the worst case."""
 
 
 def save_model(
@@ -90,134 +70,22 @@ def save_model(
         shutil.rmtree(part, ignore_errors=True)
 
 
-class _Images(nn.Module):
-    def __init__(self, model: DualEncoder) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        return self.model.encode_images(pixels)
-
-
-class _Texts(nn.Module):
-    def __init__(self, model: DualEncoder) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        return self.model.encode_texts(input_ids, attention_mask)
-
-
 def _write(model: DualEncoder, part: Path, extra: dict[str, Any], quantize: Quantize) -> None:
-    for name, tower in (("image", model.image_tower), ("text", model.text_tower)):
-        if sum(p.numel() for p in tower.parameters()) * 4 > LARGEST_GRAPH:
-            raise ModelError(
-                f"The {name} tower of {model.name} is larger than the 2 GiB of an ONNX file. Train "
-                "a smaller model, for instance ViT-L-14 in place of ViT-bigG-14."
-            )
-    with _at_rest(model):
+    with at_rest(model):
         state = {
             name: tensor.cpu().contiguous().clone() for name, tensor in model.state_dict().items()
         }
-        _put(part / "model.safetensors", save_tensors(state))
-        _put(part / "tokenizer.json", _plain_tokenizer(model).encode())
-        pixels, ids, mask = _examples(model)
-        image = export_graph(_Images(model), {"pixels": pixels}, {"pixels": {0: "n"}})
-        sides = {0: "n"} if model.description.texts.pad_to else {0: "n", 1: "t"}
-        text = export_graph(
-            _Texts(model),
-            {"input_ids": ids, "attention_mask": mask},
-            {"input_ids": sides, "attention_mask": sides},
-        )
-        _pack(image, text, quantize)
-        for name, graph in (("image.onnx", image), ("text.onnx", text)):
-            _put(part / name, graph.SerializeToString())
-        with torch.inference_mode():
-            expected = model.encode_images(pixels), model.encode_texts(ids, mask)
-    least = _LEAST_COSINE[quantize]
-    verify_graph(part / "image.onnx", {"pixels": pixels}, expected[0], least_cosine=least)
-    verify_graph(
-        part / "text.onnx",
-        {"input_ids": ids, "attention_mask": mask},
-        expected[1],
-        least_cosine=least,
-    )
-    _put_json(
+        put(part / "model.safetensors", save_tensors(state))
+        write_encoder(model, part, quantize)
+    put_json(
         part / "model.json",
         {
             **describe(model),
-            "sha256": _hashes(part, ("model.safetensors", "tokenizer.json")),
+            "sha256": hashes(part, ("model.safetensors", "tokenizer.json")),
             "extra": extra,
         },
     )
-    _put_json(part / "encoder.json", _encoder_json(model, part))
-    _sync(part)
-
-
-def _encoder_json(model: DualEncoder, part: Path) -> dict[str, Any]:
-    sha256 = _hashes(part, ("image.onnx", "text.onnx", "tokenizer.json"))
-    lines = "".join(f"{sha256[name]}  {name}\n" for name in sorted(sha256))
-    return {
-        "format": 1,
-        "kind": "onnx",
-        "name": model.name,
-        "revision": hashlib.sha256(lines.encode()).hexdigest()[:12],
-        "dim": model.dim,
-        "image": {"file": "image.onnx", "preprocess": model.preprocess.to_json()},
-        "text": {
-            "file": "text.onnx",
-            "tokenizer": "tokenizer.json",
-            **model.description.texts.to_json(),
-        },
-        "sha256": sha256,
-    }
-
-
-def _examples(model: DualEncoder) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return noise to look at and texts to read, three of each, of different lengths."""
-    size = model.preprocess.size
-    random = torch.Generator().manual_seed(0)
-    pixels = torch.randint(0, 256, (3, size, size, 3), generator=random, dtype=torch.uint8)
-    texts = ["a dog", "two children play football in the rain", "red"]
-    return pixels, *model.tokenize(texts)
-
-
-def _pack(image: onnx.ModelProto, text: onnx.ModelProto, quantize: Quantize) -> None:
-    match quantize:
-        case Quantize.NONE:
-            return
-        case Quantize.FP16:
-            pack_halves(image)
-            pack_halves(text)
-        case Quantize.INT8:
-            pack_stored(image, operators=("Conv", "Gemm", "MatMul"))
-            pack_words(text)
-            pack_matrices(text, accuracy_level=4)
-
-
-def _plain_tokenizer(model: DualEncoder) -> str:
-    # What the loader sets itself is left out, so that it is said in one place.
-    fields = json.loads(model.tokenizer.to_str()) | {"truncation": None, "padding": None}
-    return json.dumps(fields, ensure_ascii=False, separators=(",", ":"))
-
-
-@contextmanager
-def _at_rest(model: DualEncoder) -> Iterator[None]:
-    """Bring the model to the CPU, in float32 and evaluation, for a while."""
-    was_training = model.training
-    devices = {parameter.device for parameter in model.parameters()}
-    dtypes = {parameter.dtype for parameter in model.parameters()}
-    if len(devices) > 1 or len(dtypes) > 1:
-        raise ModelError(
-            "The model to save is spread over several devices or number types. Bring it together "
-            "first: model.to('cpu', torch.float32)"
-        )
-    try:
-        model.to("cpu", torch.float32).eval()
-        yield
-    finally:
-        model.to(devices.pop(), dtypes.pop())
-        model.train(was_training)
+    sync(part)
 
 
 def refuse_foreign(folder: Path) -> None:
@@ -244,28 +112,4 @@ def _replace(folder: Path, part: Path) -> None:
             if path.name not in OWN_FILES:
                 path.rename(folder / path.name)
         shutil.rmtree(former)
-    _sync(folder.parent)
-
-
-def _hashes(folder: Path, names: Sequence[str]) -> dict[str, str]:
-    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
-
-
-def _put(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _put_json(path: Path, fields: dict[str, Any]) -> None:
-    _put(path, (json.dumps(fields, indent=2, ensure_ascii=False) + "\n").encode())
-
-
-def _sync(folder: Path) -> None:
-    if os.name == "posix":  # Elsewhere a folder cannot be opened, and need not be synced.
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    sync(folder.parent)

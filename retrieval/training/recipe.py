@@ -9,7 +9,7 @@ from typing import Any
 
 from mmsearch.errors import TrainingError
 
-__all__ = ["Loss", "Precision", "Quantize", "Recipe", "Trainable"]
+__all__ = ["Loss", "Precision", "Recipe", "Trainable"]
 
 
 class Trainable(StrEnum):
@@ -38,14 +38,6 @@ class Precision(StrEnum):
     FP32 = "fp32"
     BF16 = "bf16"
     FP16 = "fp16"
-
-
-class Quantize(StrEnum):
-    """How the weights in the ONNX files are stored; those to train on are always whole."""
-
-    NONE = "none"
-    FP16 = "fp16"
-    INT8 = "int8"
 
 
 @dataclass(frozen=True, slots=True)

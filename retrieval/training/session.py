@@ -16,6 +16,7 @@ import torch
 from mmsearch.errors import SourceError, StorageError, TrainingError, quoted
 from mmsearch.retrieval.encoders import load_encoder
 from mmsearch.retrieval.encoders.sources import load_dual_encoder
+from mmsearch.retrieval.schema import Quantize
 from mmsearch.retrieval.training.batches import PairBatches
 from mmsearch.retrieval.training.checkpoint import Checkpoint
 from mmsearch.retrieval.training.corpus import Corpus, read_corpus
@@ -27,7 +28,7 @@ from mmsearch.retrieval.training.distributed import (
     processes_joined,
     share_weights,
 )
-from mmsearch.retrieval.training.export import Quantize, refuse_foreign, save_model
+from mmsearch.retrieval.training.export import refuse_foreign, save_model
 from mmsearch.retrieval.training.hard_negatives import Memory
 from mmsearch.retrieval.training.loop import Outcome, Row, TrainingLoop
 from mmsearch.retrieval.training.objective import Objective

@@ -27,6 +27,7 @@ from mmsearch.retrieval.encoders.heads import ResidualHead
 from mmsearch.retrieval.encoders.text_tower import MAX_TOKENS
 from mmsearch.retrieval.encoders.tokens import TextPreprocess
 from mmsearch.retrieval.quality import evaluate_vectors
+from mmsearch.retrieval.schema import Quantize
 from mmsearch.retrieval.training.compact.detector import detect
 from mmsearch.retrieval.training.compact.frozen import (
     MEAN,
@@ -52,7 +53,7 @@ from mmsearch.retrieval.training.compact.stages import (
 )
 from mmsearch.retrieval.training.export import save_model
 from mmsearch.retrieval.training.loop import Row, TrainingLoop
-from mmsearch.retrieval.training.recipe import Precision, Quantize, Recipe
+from mmsearch.retrieval.training.recipe import Precision, Recipe
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

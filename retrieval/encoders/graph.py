@@ -90,7 +90,7 @@ def verify_graph(
     else:
         reason = f"the shape is {found.shape}, expected {wanted.shape}, or numbers are not finite"
     raise ModelError(
-        f"The exported {path.name} does not answer as the trained model does: {reason}. Nothing "
+        f"The exported {path.name} does not answer as the model does: {reason}. Nothing "
         "was written. Try without quantisation, and with another version of torch."
     )
 
