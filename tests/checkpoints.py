@@ -92,7 +92,11 @@ _TEXT = {
 
 
 def write_transformers(folder: Path, family: str):
-    """Write a model of `clip`, `siglip` or `align`; return `(model, processor, tokenizer)`."""
+    """Write a model of a family; return `(model, processor, tokenizer)`.
+
+    Families: `clip`, `siglip`, `siglip2` (of one resolution), `align`; and those taken apart by
+    what they share: `metaclip_2`, `chinese_clip`, `altclip`.
+    """
     import torch
     import transformers
 
@@ -106,7 +110,23 @@ def write_transformers(folder: Path, family: str):
         processor = transformers.CLIPImageProcessor(
             size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
         )
-    elif family == "siglip":
+    elif family in {"metaclip_2", "chinese_clip", "altclip"}:
+        name = {"metaclip_2": "MetaClip2", "chinese_clip": "ChineseCLIP", "altclip": "AltCLIP"}
+        # Its positions begin after the padding's id, as in RoBERTa.
+        of_altclip = {"project_dim": 32, "max_position_embeddings": 18}
+        text = _TEXT | (of_altclip if family == "altclip" else {})
+        config = getattr(transformers, f"{name[family]}Config")(
+            vision_config=_VISION, text_config=text, projection_dim=24
+        )
+        model = getattr(transformers, f"{name[family]}Model")(config)
+        # Where a projection starts at zero nothing can be told apart.
+        for parameter in model.parameters():
+            if parameter.ndim > 1 and not parameter.any():
+                torch.nn.init.normal_(parameter, std=0.1)
+        processor = transformers.CLIPImageProcessor(
+            size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
+        )
+    elif family.startswith("siglip"):
         config = transformers.SiglipConfig(vision_config=_VISION, text_config=_TEXT)
         model = transformers.SiglipModel(config)
         processor = transformers.SiglipImageProcessor(size={"height": 32, "width": 32})
@@ -124,6 +144,9 @@ def write_transformers(folder: Path, family: str):
             vision_config=vision, text_config=_TEXT, projection_dim=64
         )
         model = transformers.AlignModel(config)
+        for parameter in model.vision_model.parameters():
+            if parameter.ndim == 4:  # As they start, every picture ends as zeros.
+                torch.nn.init.kaiming_normal_(parameter)
         processor = transformers.EfficientNetImageProcessor(
             size={"height": 80, "width": 80},
             crop_size={"height": 64, "width": 64},
@@ -134,7 +157,20 @@ def write_transformers(folder: Path, family: str):
         )
     model.eval().save_pretrained(folder)
     processor.save_pretrained(folder)
+    if family == "siglip2":
+        return model, processor, _write_gemma(folder)
     return model, processor, write_tokenizer(folder, start=family != "siglip")
+
+
+def _write_gemma(folder: Path):
+    """Write a tokenizer of SigLIP 2's class, of letters; as it is made it pads on the left."""
+    import transformers
+
+    letters = ["<pad>", "<eos>", "<bos>", "<unk>", "\u2581", *"abcdefghijklmnoprstuvwy"][:24]
+    vocabulary = {letter: number for number, letter in enumerate(letters)}
+    tokenizer = transformers.Siglip2Tokenizer(vocab=vocabulary, merges=[], model_max_length=16)
+    tokenizer.save_pretrained(folder)
+    return transformers.AutoTokenizer.from_pretrained(folder)
 
 
 def write_bert(folder: Path) -> None:

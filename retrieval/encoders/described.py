@@ -176,7 +176,7 @@ def _hf(name: str, folder: Path, max_tokens: int) -> _Text:
     path = str(folder / name) if (folder / name).is_dir() else name
     config = AutoConfig.from_pretrained(path)
     model = huggingface.read_weights(AutoModel, path, config, optional="pooler.")
-    tokenizer, pad_id = read_tokenizer(path)
+    tokenizer, pad_id, *_ = read_tokenizer(path)
     architecture = {"hf": huggingface.to_json(config)}
     length = min(max_tokens, int(getattr(config, "max_position_embeddings", max_tokens)))
     return _Text(
@@ -253,7 +253,7 @@ def _built_text(architecture: dict[str, Any]) -> tuple[nn.Module, int]:
 
 
 def _pooled(model: Any) -> nn.Module:  # noqa: ANN401
-    from mmsearch.retrieval.encoders.huggingface import TextTower as HfTextTower
+    from mmsearch.retrieval.encoders.huggingface_shared import TextTower as HfTextTower
 
     if hasattr(model, "pooler"):
         model.pooler = None  # It is not used, and a weight without gradient confuses.

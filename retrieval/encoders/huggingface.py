@@ -1,5 +1,8 @@
 """Models of transformers with two towers: CLIP, SigLIP, SigLIP 2 (fixed resolution) and ALIGN.
 
+Other families that `AutoModel` knows are taken where they have CLIP's parts and it can be shown
+that these make up the model: see `huggingface_shared`.
+
 Radford et al. 2021 (CLIP), Zhai et al. 2023 (SigLIP), Tschannen et al. 2025 (SigLIP 2),
 Jia et al. 2021 (ALIGN).
 """
@@ -17,6 +20,12 @@ from torch import nn
 
 from mmsearch.errors import MissingExtra
 from mmsearch.retrieval.encoders.dual_encoder import Description, DualEncoder, Towers
+from mmsearch.retrieval.encoders.huggingface_shared import (
+    ImageTower,
+    TextTower,
+    check_padding,
+    shared_towers,
+)
 from mmsearch.retrieval.encoders.sources import reading
 
 try:
@@ -35,16 +44,7 @@ try:
 except ImportError as error:
     raise MissingExtra("transformers", "models") from error
 
-__all__ = [
-    "POOLS",
-    "ImageTower",
-    "TextTower",
-    "build",
-    "from_json",
-    "load",
-    "read_weights",
-    "to_json",
-]
+__all__ = ["build", "from_json", "load", "read_weights", "to_json"]
 
 ADVICE = (
     "Where the model hub cannot be reached, download the model elsewhere and give its folder: "
@@ -59,14 +59,17 @@ def load(rest: str, captions: Sequence[str] | None) -> DualEncoder:
     path = os.path.expanduser(rest)  # noqa: PTH111
     with reading(source, ADVICE):
         config = AutoConfig.from_pretrained(path)
-        _parts(config.model_type)
+        _known(config)
         model = read_weights(AutoModel, path, config)
-        tokenizer, pad_id = read_tokenizer(path, lower=config.model_type == "siglip")
+        words = read_tokenizer(path, lower=config.model_type == "siglip")
         preprocess, mean, deviation = image_transform(path)
-        texts = text_transform(config, pad_id)
+        texts = text_transform(config, words)
+        towers = _towers(model)
+        if config.model_type not in _FAMILIES:
+            check_padding(towers, words.tokenizer, texts)
     bias = getattr(model, "logit_bias", None)
     return DualEncoder(
-        _towers(model),
+        towers,
         Description(
             name=source,
             architecture={"kind": "hf", "config": to_json(config)},
@@ -75,7 +78,7 @@ def load(rest: str, captions: Sequence[str] | None) -> DualEncoder:
             deviation=deviation,
             texts=texts,
         ),
-        tokenizer,
+        words.tokenizer,
         log_scale=_log_scale(model),
         log_bias=None if bias is None else float(bias.detach().reshape(())),
     )
@@ -104,53 +107,8 @@ def from_json(fields: dict[str, Any]) -> Any:  # noqa: ANN401
     return AutoConfig.for_model(fields.pop("model_type"), **fields)
 
 
-class ImageTower(nn.Module):
-    """The pooled output of a vision model, or its last states where it does not pool."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Return float32[n, width] or float32[n, patches, width] for float32[n, 3, size, size]."""
-        found = self.model(pixel_values=pixels)
-        pooled: torch.Tensor = found[0] if found.pooler_output is None else found.pooler_output
-        return pooled
-
-
-class TextTower(nn.Module):
-    """A text model, and which of its states stand for the text."""
-
-    def __init__(self, model: nn.Module, pool: str) -> None:
-        super().__init__()
-        self.model = model
-        self.pool = pool
-
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """Return float32[n, width]."""
-        if self.pool == "unmasked":
-            # SigLIP reads its padding too, and its answer stands at the last place.
-            unmasked: torch.Tensor = self.model(input_ids=input_ids).pooler_output
-            return unmasked
-        found = self.model(input_ids=input_ids, attention_mask=attention_mask)
-        return POOLS[self.pool](found, attention_mask)
-
-
-def _mean(found: Any, mask: torch.Tensor) -> torch.Tensor:  # noqa: ANN401
-    weights = mask.unsqueeze(-1).to(found[0].dtype)
-    summed: torch.Tensor = (found[0] * weights).sum(dim=1)
-    return summed / weights.sum(dim=1).clamp(min=1.0)
-
-
-POOLS: dict[str, Callable[[Any, torch.Tensor], torch.Tensor]] = {
-    "pooler": lambda found, _: found.pooler_output,
-    "first": lambda found, _: found[0][:, 0],
-    "mean": _mean,
-}
-
-
 def _towers(model: PreTrainedModel) -> Towers:
-    return _parts(model.config.model_type)(model)
+    return _FAMILIES.get(model.config.model_type, shared_towers)(model.eval())
 
 
 def _clip(model: Any) -> Towers:  # noqa: ANN401
@@ -195,18 +153,22 @@ _FAMILIES: dict[str, Callable[[Any], Towers]] = {
 }
 
 
-def _parts(family: str) -> Callable[[Any], Towers]:
-    if family not in _FAMILIES:
+def _known(config: Any) -> None:  # noqa: ANN401
+    """Refuse what is no dual encoder of pictures and texts, before its weights are read."""
+    parts = getattr(config, "vision_config", None), getattr(config, "text_config", None)
+    if config.model_type not in _FAMILIES and None in parts:
         raise ValueError(
-            f"it is of the family {family!r}; supported are {', '.join(sorted(_FAMILIES))} "
-            "(SigLIP 2 with a fixed resolution is 'siglip')"
+            f"it is of the family {config.model_type!r}, which has no two towers; supported are "
+            f"{', '.join(sorted(_FAMILIES))} (SigLIP 2 with a fixed resolution is 'siglip'), and "
+            "what shares CLIP's parts: metaclip_2, chinese_clip, altclip …"
         )
-    return _FAMILIES[family]
 
 
-def _log_scale(model: Any) -> float:  # noqa: ANN401
+def _log_scale(model: Any) -> float | None:  # noqa: ANN401
     if hasattr(model, "temperature"):
         return -math.log(float(model.temperature.detach()))
+    if not hasattr(model, "logit_scale"):
+        return None
     return float(model.logit_scale.detach().reshape(()))
 
 

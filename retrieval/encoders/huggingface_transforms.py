@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image
 from tokenizers import Tokenizer, normalizers
@@ -12,11 +12,20 @@ from transformers import AutoImageProcessor, AutoTokenizer
 from mmsearch.retrieval.encoders.tokens import TextPreprocess
 from mmsearch.retrieval.preprocess import ImagePreprocess, Resize
 
-__all__ = ["image_transform", "read_tokenizer", "text_transform"]
+__all__ = ["Words", "image_transform", "read_tokenizer", "text_transform"]
 
 
-def read_tokenizer(path: str | Path, *, lower: bool = False) -> tuple[Tokenizer, int]:
-    """Return the tokenizer of a folder or hub repository, and the id of its padding.
+class Words(NamedTuple):
+    """A tokenizer, and what its files say besides: padding, and the longest text in tokens."""
+
+    tokenizer: Tokenizer
+    pad_id: int
+    pad_left: bool
+    longest: int
+
+
+def read_tokenizer(path: str | Path, *, lower: bool = False) -> Words:
+    """Return the tokenizer of a folder or hub repository.
 
     Args:
         path: the folder, or the repository's name.
@@ -37,17 +46,24 @@ def read_tokenizer(path: str | Path, *, lower: bool = False) -> tuple[Tokenizer,
         tokenizer.normalizer = normalizers.Sequence(
             [normalizers.Lowercase(), *([] if old is None else [old])]
         )
-    return tokenizer, int(wrapped.pad_token_id or 0)
+    return Words(
+        tokenizer,
+        int(wrapped.pad_token_id or 0),
+        wrapped.padding_side == "left",
+        int(wrapped.model_max_length),
+    )
 
 
-def text_transform(config: Any, pad_id: int) -> TextPreprocess:  # noqa: ANN401
-    """Return the text transform that goes with a configuration, and the id of its padding."""
+def text_transform(config: Any, words: Words) -> TextPreprocess:  # noqa: ANN401
+    """Return the text transform that goes with a configuration and a tokenizer."""
     length = int(config.text_config.max_position_embeddings)
     if config.model_type == "siglip":
-        return TextPreprocess(length, pad_to=length, pad_id=pad_id)
+        return TextPreprocess(length, pad_to=length, pad_id=words.pad_id, pad_left=words.pad_left)
     if config.model_type == "align":
         length = min(length, 64)  # As its processor has it; the model was trained no longer.
-    return TextPreprocess(length, pad_id=pad_id)
+    if words.pad_left:
+        raise ValueError("its tokenizer pads on the left, which moves the words' positions")
+    return TextPreprocess(min(length, words.longest), pad_id=words.pad_id)
 
 
 def image_transform(path: str) -> tuple[ImagePreprocess, tuple[float, ...], tuple[float, ...]]:

@@ -198,6 +198,10 @@ def _plain_tokenizer(model: DualEncoder) -> str:
 
 
 def _least_cosine(found: NDArray[np.float32], wanted: NDArray[np.float32]) -> float:
-    """Return the least cosine between rows of unit length; -1 where a number is not finite."""
-    cosine = float((found * wanted).sum(axis=1).min())
+    """Return the least cosine between rows; -1 where a number is not finite.
+
+    By their distance, which for rows of unit length is the same and takes two rows of zeros, as a
+    tower without biases makes of a black picture, for equal.
+    """
+    cosine = 1.0 - float(((found - wanted) ** 2).sum(axis=1).max()) / 2.0
     return cosine if np.isfinite(cosine) else -1.0

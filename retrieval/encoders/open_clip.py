@@ -26,6 +26,7 @@ from mmsearch.retrieval.preprocess import ImagePreprocess, Resize
 try:
     import open_clip
     from open_clip.model import CustomTextCLIP
+    from open_clip.pretrained import download_pretrained_from_hf
     from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 except ImportError as error:
     raise MissingExtra("open_clip_torch", "models") from error
@@ -116,7 +117,7 @@ def text_transform(name: str, config: dict[str, Any]) -> tuple[Any, TextPreproce
         if options.get("strip_sep_token") or config.get("tokenizer_mode"):
             raise ValueError("its tokenizer changes ids in ways that tokenizer.json cannot say")
         local = name.removeprefix("local-dir:") if name.startswith("local-dir:") else hub
-        tokenizer, pad_id = read_tokenizer(local)
+        tokenizer, pad_id, *_ = read_tokenizer(local)
         return tokenizer, TextPreprocess(length, pad_to=length, pad_id=pad_id, clean=clean)
     if options.get("reduction_mask"):
         raise ValueError("its tokenizer drops words at random")
@@ -155,9 +156,9 @@ def _files(name: str, tag: str | None) -> tuple[Path | None, dict[str, Any], boo
         return found[0], fields.get("preprocess_cfg", {}), False
     if name.startswith("hf-hub:"):
         hub = name.removeprefix("hf-hub:")
-        file = open_clip.download_pretrained_from_hf(hub, filename="open_clip_config.json")
+        file = download_pretrained_from_hf(hub, filename="open_clip_config.json")
         fields = json.loads(Path(file).read_text(encoding="utf-8"))
-        weights = open_clip.download_pretrained_from_hf(hub)
+        weights = download_pretrained_from_hf(hub)
         return Path(weights), fields.get("preprocess_cfg", {}), False
     if tag is None:
         return None, {}, False

@@ -46,14 +46,16 @@ class TextPreprocess:
     Attributes:
         max_tokens: longer texts are cut; the tokenizer's own last token is kept.
         pad_to: fixed length t; `None` pads to the longest text of the batch.
-        pad_id: id of the padding, which stands on the right.
+        pad_id: id of the padding.
         clean: what is done to the text first.
+        pad_left: the padding stands before the text, not after it.
     """
 
     max_tokens: int
     pad_to: int | None = None
     pad_id: int = 0
     clean: Clean = Clean.NONE
+    pad_left: bool = False
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> TextPreprocess:
@@ -65,6 +67,7 @@ class TextPreprocess:
             pad_to=None if to is None else int(to),
             pad_id=int(padding.get("id", 0)),
             clean=Clean(fields.get("clean", Clean.NONE)),
+            pad_left=padding.get("side", "right") == "left",
         )
         if found.max_tokens < 1 or (found.pad_to is not None and found.pad_to < found.max_tokens):
             raise ValueError(f"max_tokens {found.max_tokens}, padding to {found.pad_to}")
@@ -75,6 +78,8 @@ class TextPreprocess:
         fields: dict[str, Any] = {"max_tokens": self.max_tokens}
         if self.pad_to is not None or self.pad_id:
             fields["padding"] = {"to": self.pad_to, "id": self.pad_id}
+        if self.pad_left:
+            fields.setdefault("padding", {})["side"] = "left"
         if self.clean is not Clean.NONE:
             fields["clean"] = str(self.clean)
         return fields
@@ -84,7 +89,10 @@ class TextPreprocess:
         tokenizer.enable_truncation(self.max_tokens)
         # The token's name is never looked up: only its id goes into the tower.
         tokenizer.enable_padding(
-            direction="right", pad_id=self.pad_id, pad_token="[PAD]", length=self.pad_to
+            direction="left" if self.pad_left else "right",
+            pad_id=self.pad_id,
+            pad_token="[PAD]",
+            length=self.pad_to,
         )
         return tokenizer
 
