@@ -34,6 +34,9 @@ class Encoder(ABC):
     batch_size = 32
     """How many pictures or texts go through a tower at once."""
 
+    device = ""
+    """What computes, for people; the CPU where nothing is said."""
+
     @property
     @abstractmethod
     def spec(self) -> EncoderSpec:

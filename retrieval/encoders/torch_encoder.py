@@ -12,7 +12,9 @@ import torch
 from mmsearch.errors import ModelError
 from mmsearch.retrieval.encoders import exported, exporting
 from mmsearch.retrieval.encoders.base import Encoder
+from mmsearch.retrieval.encoders.parallel import ParallelEncoder
 from mmsearch.retrieval.encoders.sources import load_dual_encoder
+from mmsearch.retrieval.encoders.torch_runner import Runner
 from mmsearch.retrieval.schema import Quantize
 
 if TYPE_CHECKING:
@@ -43,9 +45,11 @@ class TorchEncoder(Encoder):
         self._spec = model.spec()
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._device = torch.device(device)
-        self._model = model.to(self._device).eval()
+        self._runner = Runner(model, torch.device(device), self._spec.weights_sha256)
+        self._model = model
         self._location = location
+        self.batch_size = self._runner.batch_size
+        self.device = self._runner.label
 
     @property
     def spec(self) -> EncoderSpec:
@@ -66,15 +70,13 @@ class TorchEncoder(Encoder):
         """Return `uint8[size, size, 3]`."""
         return self._model.preprocess(image)
 
-    @torch.inference_mode()
     def _encode_pixels(self, pixels: NDArray[Any]) -> NDArray[np.float32]:
-        vectors = self._model.encode_images(torch.from_numpy(pixels).to(self._device))
-        return np.asarray(vectors.float().cpu().numpy(), dtype=np.float32)
+        vectors = self._runner.images(pixels)
+        self.batch_size = self._runner.batch_size
+        return vectors
 
-    @torch.inference_mode()
     def _encode_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        ids, mask = (part.to(self._device) for part in self._model.tokenize(texts))
-        return np.asarray(self._model.encode_texts(ids, mask).float().cpu().numpy(), np.float32)
+        return self._runner.texts(*self._model.tokenize(texts))
 
 
 def load(source: str, quantize: Quantize = Quantize.NONE, *, export: bool = False) -> Encoder:
@@ -111,4 +113,7 @@ def load(source: str, quantize: Quantize = Quantize.NONE, *, export: bool = Fals
         if quantize is not Quantize.NONE:
             raise ModelError(f"{name} cannot be had: {reason} Use the whole model: {source}")
         logger.warning("%s runs through torch, which starts slowly: %s", source, reason)
+    devices = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+    if not export and len(devices) > 1:
+        return ParallelEncoder(source, devices, model.spec(), model.preprocess)
     return TorchEncoder(model, location=source)
