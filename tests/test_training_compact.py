@@ -99,6 +99,21 @@ def batches(pseudo: PseudoCaptions | None = None, *, cells: bool = False) -> Sta
     return StageBatches(photos(), mixture, cells=cells, tokens=None, equal=np.arange(40), seed=3)
 
 
+def test_a_photo_is_plain_in_the_first_view_that_has_it():
+    shown = photos(4)
+    late = np.array([-1, -1, -1, 0])  # The last photo came later, with views of its own.
+    first, second = late.copy(), late.copy()
+    early = np.where(late < 0, np.arange(4), -1)
+    views = [seen(4), seen(1, seed=2), seen(1, seed=3)]
+    shown = replace(shown, views=views, rows=[early, first, second])
+    mixture = Mixture(np.arange(4), 4, [], plain=1.0)
+    source = StageBatches(shown, mixture, cells=False, tokens=None, equal=np.arange(40), seed=3)
+    (batch,) = source.epoch(0, 0, None)
+    for picture, features in zip(batch.pictures.tolist(), batch.images.numpy(), strict=True):
+        view, row = (views[1], 0) if picture == 3 else (views[0], picture)
+        np.testing.assert_array_equal(features, view.features[row])
+
+
 def test_words_of_a_class_are_found_and_others_are_not():
     texts = ["Two puppies and a hot dog", "a parked SUV", "a scar on the carpet", "dogs run"]
     found = mentions(texts, ["dog", "car", "hot dog", "zebra"])
@@ -270,6 +285,16 @@ def test_sources_are_numbered_once(tmp_path):
     assert found.validation_photos == ["x.jpg", "y.jpg"]
     assert [found.texts[i] for i in found.validation_texts] == ["one", "two", "three"]
     assert found.validation_owners.tolist() == [1, 0, 1]
+
+    more = found.with_validation()
+    assert more.photos == ["a.jpg", "b.jpg", "d.jpg", "x.jpg", "y.jpg"]
+    assert more.kinds[3:] == ["human_caption"] * 2
+    assert more.weights[3:] == [1.0, 1.0]
+    assert more.texts_of[:3] == found.texts_of
+    assert [[more.texts[i] for i in rows] for rows in more.texts_of[3:]] == [
+        ["two"],
+        ["one", "three"],
+    ]
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")

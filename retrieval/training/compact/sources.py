@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,6 +52,23 @@ class Sources:
     validation_photos: Sequence[str]
     validation_texts: list[int]
     validation_owners: NDArray[np.int64]
+
+    def with_validation(self) -> Sources:
+        """Return sources that learn from the photos and captions to measure with, too.
+
+        These come last, so that rows of photos and texts stay what they were.
+        """
+        count = len(self.validation_photos)
+        said: list[list[int]] = [[] for _ in range(count)]
+        for text, owner in zip(self.validation_texts, self.validation_owners, strict=True):
+            said[owner].append(text)
+        return replace(
+            self,
+            photos=[*self.photos, *self.validation_photos],
+            kinds=[*self.kinds, *["human_caption"] * count],
+            weights=[*self.weights, *[WEIGHTS["human_caption"]] * count],
+            texts_of=[*self.texts_of, *said],
+        )
 
 
 def read_sources(data: Path, models: Path) -> Sources:

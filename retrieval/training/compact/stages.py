@@ -3,6 +3,7 @@
 1. *Heads*: both projections, on pooled features and sentence embeddings.
 2. *Image*: the upper half of the image tower and the heads, on the lower half's cells.
 3. *Text*: the upper layers of the text tower too, on tokens.
+4. *Final*: the same for a little longer, with the validation's photos and captions as well.
 
 Each is a model for `TrainingLoop`; they share their modules, so a stage goes on where the one
 before it ended.
@@ -107,7 +108,8 @@ class Photos:
     """The photos of a training set, in one order.
 
     Attributes:
-        views: what the frozen tower says of all of them, and of other views of some.
+        views: what the frozen tower says of the photos as they are, and of other views of some;
+            the first one that has a photo shows it as it is.
         rows: for each view, the row of each photo in it, -1 where it has none; `int64[photos]`.
         texts: for each photo, rows of its texts.
         weight: how much a text of the photo counts; `float32[photos]`.
@@ -246,7 +248,7 @@ class StageBatches:
             having = [view for view in range(len(views)) if self._photos.rows[view][row] >= 0]
             # What a caption mentions may lie outside of a crop.
             plain = random.random() < self._mixture.plain
-            view = 0 if plain else int(random.choice(having))
+            view = having[0] if plain else int(random.choice(having))
             at = self._photos.rows[view][row]
             features, logits[place] = views[view].features[at], views[view].logits[at]
             if self._cells:
