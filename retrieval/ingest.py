@@ -2,7 +2,8 @@
 
 scan → read and decode (threads, a bounded number ahead) → embed (one batch at a time) → one
 transaction per batch. The order is the sorted order of paths and every batch is committed whole,
-so an interrupted run loses at most its current batch and the next one goes on from there.
+so an interrupted run loses at most the few batches that are under way, and the next one goes on
+from there.
 """
 
 from __future__ import annotations
@@ -11,16 +12,19 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmsearch.errors import MediaError, ModelMismatch, SourceError, quoted
+from mmsearch.retrieval.embedding import Embedded, Progress, embed_captions, embed_files
 from mmsearch.retrieval.encoders import DEFAULT_MODEL, Encoder, load_encoder
 from mmsearch.retrieval.library import Library
 from mmsearch.retrieval.media import TRANSIENT_KINDS
+from mmsearch.retrieval.pace import Pace, Stage
 from mmsearch.retrieval.pairs import Locator, read_pairs
-from mmsearch.retrieval.reading import PictureReader, Read, Unread
+from mmsearch.retrieval.reading import Read, Unread
 from mmsearch.retrieval.scan import FoundFile, Scan, scan
 from mmsearch.retrieval.schema import Caption, Problem, Target, tell_apart
 
@@ -33,22 +37,6 @@ if TYPE_CHECKING:
 __all__ = ["IndexReport", "Progress", "index"]
 
 logger = logging.getLogger(__name__)
-
-CAPTIONS_PER_COMMIT = 512
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a run is, for whoever shows it.
-
-    Attributes:
-        stage: `scan`, `pictures`, `captions` or `index`.
-        done: how many of `total` are finished in this stage.
-    """
-
-    stage: str
-    done: int
-    total: int
 
 
 @dataclass(slots=True)
@@ -67,6 +55,9 @@ class IndexReport:
         unmatched: rows of the captions file whose picture is not in the library.
         embedded: pictures that went through the encoder.
         seconds: the whole run.
+        shares: the part of the run, 0 to 1, that each stage was at work (`scan`, `decode`: the mean
+            of its threads, `encode`, `write`); they overlap.
+        bottleneck: the stage that held the run up for longest; None where none took any time.
     """
 
     library: Path
@@ -82,6 +73,8 @@ class IndexReport:
     unmatched: list[str] = field(default_factory=list)
     embedded: int = 0
     seconds: float = 0.0
+    shares: dict[Stage, float] = field(default_factory=dict)
+    bottleneck: Stage | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the object that `index --json` prints."""
@@ -101,6 +94,8 @@ class IndexReport:
             "embedded": self.embedded,
             "seconds": round(self.seconds, 3),
             "images_per_second": round(self.embedded / max(self.seconds, 1e-9), 2),
+            "shares": {str(stage): round(share, 3) for stage, share in self.shares.items()},
+            "bottleneck": self.bottleneck,
         }
 
 
@@ -140,7 +135,9 @@ def index(
     pairs = [] if pairs_file is None else read_pairs(pairs_file)
 
     report_progress(Progress("scan", 0, 0))
-    found = scan(root)
+    pace = Pace()
+    with pace.alone(Stage.SCAN):
+        found = scan(root)
     if not found.files and not found.unusable:
         raise SourceError(_nothing_found(root, found))
 
@@ -148,13 +145,15 @@ def index(
     try:
         with library.indexing():
             encoder = _encoder(library, model, reembed=reembed)
-            run = _Run(library, encoder, found, report_progress)
+            run = _Run(library, encoder, found, report_progress, pace)
             run.pictures(retry=retry)
             if pairs_file is not None:
                 run.captions_file(pairs_file, [(pair.path, pair.caption) for pair in pairs])
             run.embed_captions()
             run.finish()
         run.report.seconds = time.perf_counter() - started
+        run.report.shares = pace.shares()
+        run.report.bottleneck = pace.bottleneck()
         return run.report
     finally:
         library.close()
@@ -197,12 +196,14 @@ class _Run:
         encoder: Encoder,
         found: Scan,
         progress: Callable[[Progress], None],
+        pace: Pace,
     ) -> None:
         self.library = library
         self.catalog = library.catalog
         self.encoder = encoder
         self.found = found
         self.progress = progress
+        self.pace = pace
         self.report = IndexReport(library.root, encoder.spec.label)
         with self.catalog.write() as transaction:
             self.encoder_id = transaction.encoder_id(encoder.spec, encoder.location)
@@ -224,14 +225,18 @@ class _Run:
                 todo[path] = file
         sizes = (file.size for file in todo.values())
         contents = self.catalog.known_contents(sizes, self.encoder_id)
-        reader = PictureReader(self.library.root, self.encoder, contents)
         gone = {file.id: path for path, file in self.known.items() if self._is_gone(path)}
         done = 0
         self.progress(Progress("pictures", 0, len(todo)))
-        for batch in reader.batches(todo):
-            self._commit(batch, gone)
-            done += len(batch)
-            self.progress(Progress("pictures", done, len(todo)))
+        batches = embed_files(
+            self.library.root, todo, self.encoder, contents=contents, pace=self.pace
+        )
+        # Closed by hand: after Ctrl-C nothing of the run may go on in other threads.
+        with closing(batches):
+            for batch in batches:
+                self._commit(batch, gone)
+                done += len(batch.items)
+                self.progress(Progress("pictures", done, len(todo), self.pace.remark()))
         self._forget(gone, settled)
 
     def captions_file(self, source: Path, pairs: list[tuple[str, str]]) -> None:
@@ -255,15 +260,9 @@ class _Run:
 
     def embed_captions(self) -> None:
         """Embed every caption that this encoder has not seen."""
-        total = self.catalog.count_captions_to_embed(self.encoder_id)
-        done = 0
-        while rows := self.catalog.captions_to_embed(self.encoder_id, CAPTIONS_PER_COMMIT):
-            self.progress(Progress("captions", done, total))
-            vectors = self.encoder.encode_texts([text for _, text in rows])
-            with self.catalog.write() as transaction:
-                transaction.put_caption_vectors(self.encoder_id, [id_ for id_, _ in rows], vectors)
-            done += len(rows)
-        self.progress(Progress("captions", done, total))
+        embed_captions(
+            self.catalog, self.encoder, self.encoder_id, pace=self.pace, progress=self.progress
+        )
 
     def finish(self) -> None:
         """Answer with this encoder's vectors from now on, and write the index files."""
@@ -300,20 +299,13 @@ class _Run:
         found = self.found
         return path not in found.files and not found.may_hold(path)
 
-    def _commit(self, batch: list[Read | Unread], gone: dict[int, str]) -> None:
-        """Embed a batch and write all of it in one transaction."""
-        fresh = {
-            item.picture.path: item.pixels
-            for item in batch
-            if isinstance(item, Read) and item.pixels is not None
-        }
-        vectors = self.encoder.encode_pixels(list(fresh.values()))
-        vector_of = dict(zip(fresh, vectors, strict=True))
-        self.report.embedded += len(fresh)
-        with self.catalog.write() as transaction:
-            for item in batch:
+    def _commit(self, batch: Embedded, gone: dict[int, str]) -> None:
+        """Write a batch in one transaction."""
+        self.report.embedded += len(batch.vectors)
+        with self.pace.at_work(Stage.WRITE), self.catalog.write() as transaction:
+            for item in batch.items:
                 if isinstance(item, Read):
-                    self._write(transaction, item, vector_of.get(item.picture.path), gone)
+                    self._write(transaction, item, batch.vectors.get(item.picture.path), gone)
                 else:
                     self._write_problem(transaction, item)
 

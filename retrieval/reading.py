@@ -1,15 +1,15 @@
 """Reading pictures ahead of the encoder: files in, pixels and facts out, in order.
 
 Threads read, hash and decode (Pillow's decoders let go of the interpreter's lock) a bounded number
-of files ahead, and never more than `media.MAX_PIXELS` pixels at once.
+of files ahead, and never more than `media.MAX_PIXELS` pixels at once. How many of them work at the
+same time is for `Workers` to find out.
 """
 
 from __future__ import annotations
 
-import os
 from collections import deque
-from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Generator, Iterator, Mapping
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
@@ -27,7 +27,9 @@ from mmsearch.retrieval.media import (
     upright_rgb,
 )
 from mmsearch.retrieval.metadata import read_metadata
+from mmsearch.retrieval.pace import Pace, Stage
 from mmsearch.retrieval.schema import Caption, Picture
+from mmsearch.retrieval.workers import Workers
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -61,19 +63,41 @@ class Unread:
 class PictureReader:
     """Reads the files of one library for one encoder."""
 
-    def __init__(self, root: Path, encoder: Encoder, contents: Mapping[bytes, int]) -> None:
-        """Take the library's root, the encoder, and the hashes whose vectors are known."""
+    def __init__(
+        self,
+        root: Path,
+        encoder: Encoder,
+        contents: Mapping[bytes, int],
+        *,
+        pace: Pace | None = None,
+        workers: Workers | None = None,
+    ) -> None:
+        """Prepare to read the files of one library for one encoder.
+
+        Args:
+            root: the library's root.
+            encoder: prepares the pixels.
+            contents: the hashes whose vectors are known.
+            pace: hears how long threads are at work.
+            workers: says how many may be.
+        """
         self._root = root
         self._encoder = encoder
         self._contents = contents
         self._pixels = _Budget(MAX_PIXELS)
+        self._pace = pace or Pace()
+        self._workers = workers or Workers()
+        self._stopped = False
 
-    def batches(self, files: Mapping[str, FoundFile]) -> Iterator[list[Read | Unread]]:
+    def stop(self) -> None:
+        """Let `batches`, which another thread may be waiting for, end with `CancelledError`."""
+        self._stopped = True
+
+    def batches(self, files: Mapping[str, FoundFile]) -> Generator[list[Read | Unread], None, None]:
         """Yield what became of `files`, in their order, an encoder's batch at a time."""
         size = self._encoder.batch_size
         batch: list[Read | Unread] = []
-        # Reading waits for the disk now and then, so one thread more than cores.
-        with ThreadPoolExecutor((os.cpu_count() or 1) + 1, "read") as pool:
+        with ThreadPoolExecutor(self._workers.most, "read") as pool:
             ahead: deque[Future[Read | Unread]] = deque()
             try:
                 for path, file in files.items():
@@ -94,10 +118,14 @@ class PictureReader:
             yield batch
 
     def _read_or_say_why(self, path: str, file: FoundFile) -> Read | Unread:
-        try:
-            return self._read(path, file)
-        except MediaError as error:
-            return Unread(path, error)
+        with self._workers.place():
+            if self._stopped:
+                raise CancelledError
+            with self._pace.at_work(Stage.DECODE):
+                try:
+                    return self._read(path, file)
+                except MediaError as error:
+                    return Unread(path, error)
 
     def _read(self, path: str, file: FoundFile) -> Read:
         absolute = self._root / path

@@ -75,8 +75,11 @@ def printable(text: str) -> str:
 
 
 @contextmanager
-def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
-    """Yield what shows (stage, done, total): a bar with rate and time left, on a terminal only."""
+def progress_bar() -> Iterator[Callable[..., None]]:
+    """Yield what shows (stage, done, total): a bar with rate and time left, on a terminal only.
+
+    A fourth argument, where it is given, is a remark that stands at the end of the line.
+    """
     if not sys.stderr.isatty():
         yield lambda *_: None
         return
@@ -90,7 +93,12 @@ def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
         TextColumn,
         TimeRemainingColumn,
     )
+    from rich.table import Column
     from rich.text import Text
+
+    class Remark(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(task.fields["remark"], no_wrap=True, overflow="ellipsis")
 
     class Rate(ProgressColumn):
         def render(self, task: Task) -> Text:
@@ -98,21 +106,29 @@ def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
 
     columns = (
         TextColumn("{task.description:<9}"),
-        BarColumn(),
+        BarColumn(bar_width=24),
         MofNCompleteColumn(),
         Rate(),
         TimeRemainingColumn(),
+        # The only column that gives way where the terminal is narrow.
+        Remark(table_column=Column(no_wrap=False)),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         tasks: dict[str, Any] = {}
 
-        def show(stage: str, done: int, total: int) -> None:
+        def show(stage: str, done: int, total: int, remark: str = "") -> None:
             if stage not in tasks:
                 for task in bar.task_ids:
                     bar.remove_task(task)
-                tasks[stage] = bar.add_task(stage.capitalize(), total=None)
+                tasks[stage] = bar.add_task(stage.capitalize(), total=None, remark="")
             # Refreshed at the end, which the next stage would otherwise hide before it is drawn.
-            bar.update(tasks[stage], completed=done, total=total or None, refresh=done == total)
+            bar.update(
+                tasks[stage],
+                completed=done,
+                total=total or None,
+                remark=remark,
+                refresh=done == total,
+            )
 
         yield show
 

@@ -69,6 +69,11 @@ def test_index_json_has_every_key(tmp_path: Path) -> None:
     report = json_of("index", tmp_path / "a b", "--captions", pairs)
     assert report["schema"] == 1
     assert report["images_per_second"] > 0
+    assert set(report["shares"]) == {"scan", "decode", "encode", "write"}
+    assert all(0 <= share <= 1 for share in report["shares"].values())
+    assert report["shares"]["encode"] > 0
+    # One tiny picture: what takes longest is to load the towers.
+    assert report["bottleneck"] == "encode"
     expected = {"added": 1, "updated": 0, "unchanged": 0, "moved": 0, "removed": 0}
     expected |= {"problems": 0, "captions": 1, "captions_unmatched": 0, "embedded": 1}
     assert {key: report[key] for key in expected} == expected
@@ -383,6 +388,7 @@ def test_on_a_terminal_there_is_a_bar_and_it_is_gone_at_the_end(tmp_path: Path) 
     text = seen.decode()
     assert "Pictures" in text
     assert "64/64" in text
+    assert re.search(r"(de|en)code-bound: \d worker|write-bound: encoder", text)
     assert "64 pictures in" in text.rpartition("64/64")[2]
 
 

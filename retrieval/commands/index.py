@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 __all__ = ["index"]
 
+WORTH_A_WORD_S = 5.0
+"""Runs that took longer say what held them up."""
+
 
 def index(
     path: Annotated[
@@ -75,7 +78,7 @@ def index(
             def follow(progress: ingest.Progress) -> None:
                 nonlocal last
                 last = progress
-                show(progress.stage, progress.done, progress.total)
+                show(progress.stage, progress.done, progress.total, progress.remark)
 
             report = ingest.index(
                 path,
@@ -113,6 +116,8 @@ def _summary(report: IndexReport, path: Path) -> str:
     if report.captions:
         parts.append(f"{report.captions:,} captions")
     rate = f", {report.embedded / report.seconds:,.0f} pictures/s" if report.embedded else ""
+    if rate and report.seconds >= WORTH_A_WORD_S and report.bottleneck:
+        rate += f", {report.bottleneck}-bound"
     lines = [f"{' · '.join(parts)} ({report.seconds:.1f} s{rate})"]
     if report.problems:
         lines.append(

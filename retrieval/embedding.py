@@ -1,0 +1,151 @@
+"""Files and captions through an encoder, while others read ahead and write behind.
+
+    reading threads → one thread that embeds, batch after batch → the caller, who writes
+
+Nothing waits for what it does not need: the next batch is embedded while this one is written. The
+order is that of the files, and what lies between the threads is bounded.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from mmsearch.retrieval.pace import Pace, Stage
+from mmsearch.retrieval.reading import PictureReader, Read, Unread
+from mmsearch.retrieval.workers import Workers
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from mmsearch.retrieval.catalog import Catalog
+    from mmsearch.retrieval.encoders import Encoder
+    from mmsearch.retrieval.scan import FoundFile
+
+__all__ = ["Embedded", "Progress", "embed_captions", "embed_files"]
+
+BATCHES_BEHIND = 2
+"""Embedded and not yet taken: one while the caller writes, and one that is being made."""
+
+CAPTIONS_PER_COMMIT = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a run is, for whoever shows it.
+
+    Attributes:
+        stage: `scan`, `pictures`, `captions` or `index`.
+        done: how many of `total` are finished in this stage.
+        remark: what holds the run up at present, in a few words; empty where there is nothing to
+            say.
+    """
+
+    stage: str
+    done: int
+    total: int
+    remark: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """A batch of files that went through the encoder.
+
+    Attributes:
+        items: what became of each file, without its pixels.
+        vectors: `float32[dim]` by path, of those whose content was not known.
+    """
+
+    items: list[Read | Unread]
+    vectors: dict[str, NDArray[np.float32]]
+
+
+def embed_files(
+    root: Path,
+    files: Mapping[str, FoundFile],
+    encoder: Encoder,
+    *,
+    contents: Mapping[bytes, int],
+    pace: Pace,
+    workers: Workers | None = None,
+) -> Generator[Embedded, None, None]:
+    """Yield what became of `files`, in their order, an encoder's batch at a time.
+
+    Reading and embedding go on in other threads while the caller holds a batch. They have ended
+    when this generator has, however it ends.
+
+    Args:
+        root: what the paths of `files` are relative to.
+        files: what to read.
+        encoder: embeds the pictures, in one thread of its own.
+        contents: hashes of what is not decoded, because its vector is known.
+        pace: hears where the time goes.
+        workers: says how many threads read.
+    """
+    workers = workers or Workers()
+    reader = PictureReader(root, encoder, contents, pace=pace, workers=workers)
+    batches = reader.batches(files)
+    idle_since = time.perf_counter()
+
+    def step() -> Embedded | None:
+        nonlocal idle_since
+        pace.waited(Stage.WRITE, time.perf_counter() - idle_since)
+        pace.workers = workers.size
+        with pace.in_the_way(Stage.DECODE):
+            batch = next(batches, None)
+        embedded = None if batch is None else _embed(batch, encoder, pace)
+        workers.finished(0 if batch is None else len(batch))
+        idle_since = time.perf_counter()
+        return embedded
+
+    with ThreadPoolExecutor(1, "encode") as pool:
+        ahead: deque[Future[Embedded | None]] = deque()
+        try:
+            ahead.extend(pool.submit(step) for _ in range(BATCHES_BEHIND))
+            while (embedded := ahead.popleft().result()) is not None:
+                ahead.append(pool.submit(step))
+                yield embedded
+        finally:
+            reader.stop()
+            pool.shutdown(cancel_futures=True)
+            batches.close()
+
+
+def _embed(batch: list[Read | Unread], encoder: Encoder, pace: Pace) -> Embedded:
+    fresh = {
+        item.picture.path: item.pixels
+        for item in batch
+        if isinstance(item, Read) and item.pixels is not None
+    }
+    with pace.alone(Stage.ENCODE):
+        vectors = encoder.encode_pixels(list(fresh.values()))
+    kept = [replace(item, pixels=None) if isinstance(item, Read) else item for item in batch]
+    return Embedded(kept, dict(zip(fresh, vectors, strict=True)))
+
+
+def embed_captions(
+    catalog: Catalog,
+    encoder: Encoder,
+    encoder_id: int,
+    *,
+    pace: Pace,
+    progress: Callable[[Progress], None],
+) -> None:
+    """Embed and store every caption of a library that this encoder has not seen."""
+    total = catalog.count_captions_to_embed(encoder_id)
+    done = 0
+    while rows := catalog.captions_to_embed(encoder_id, CAPTIONS_PER_COMMIT):
+        progress(Progress("captions", done, total, pace.remark()))
+        with pace.alone(Stage.ENCODE):
+            vectors = encoder.encode_texts([text for _, text in rows])
+        with pace.alone(Stage.WRITE), catalog.write() as transaction:
+            transaction.put_caption_vectors(encoder_id, [id_ for id_, _ in rows], vectors)
+        done += len(rows)
+    progress(Progress("captions", done, total, pace.remark()))
