@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from mmsearch.retrieval.evaluation import evaluate
     from mmsearch.retrieval.ingest import index
     from mmsearch.retrieval.library_evaluation import evaluate_library
+    from mmsearch.retrieval.model_change import migrate
     from mmsearch.retrieval.schema import Hit, Results, Target
     from mmsearch.retrieval.tuning import tune
 
@@ -37,6 +38,7 @@ __all__ = [
     "evaluate_library",
     "index",
     "load_encoder",
+    "migrate",
     "open",
     "tune",
 ]
@@ -52,6 +54,7 @@ _ORIGIN = {
     "evaluate_library": ("mmsearch.retrieval.library_evaluation", "evaluate_library"),
     "index": ("mmsearch.retrieval.ingest", "index"),
     "load_encoder": ("mmsearch.retrieval.encoders", "load_encoder"),
+    "migrate": ("mmsearch.retrieval.model_change", "migrate"),
     "open": ("mmsearch.retrieval.engine", "open_engine"),
     "tune": ("mmsearch.retrieval.tuning", "tune"),
 }

@@ -12,6 +12,7 @@ from mmsearch import __version__
 from mmsearch.errors import MmsearchError
 from mmsearch.retrieval.commands.evaluate import evaluate
 from mmsearch.retrieval.commands.index import index
+from mmsearch.retrieval.commands.migrate import migrate
 from mmsearch.retrieval.commands.models import models
 from mmsearch.retrieval.commands.options import EXIT_INTERRUPTED
 from mmsearch.retrieval.commands.query import query
@@ -68,7 +69,7 @@ def _options(
     """Find pictures with words, and words with pictures. Offline, on your own machine."""
 
 
-for command in (index, query, evaluate, train, tune, models, status):
+for command in (index, query, evaluate, train, tune, migrate, models, status):
     app.command()(command)
 
 

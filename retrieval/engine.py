@@ -28,9 +28,10 @@ __all__ = ["SearchEngine", "open_engine"]
 
 @dataclass(frozen=True, slots=True)
 class _State:
-    """One index, and what makes texts fit it, in one state of the library."""
+    """One index, and what makes queries fit it, in one state of the library."""
 
     stamp: str
+    encoder: Encoder
     index: VectorIndex
     adapter_id: int | None
     adapter: Adapter | None
@@ -43,14 +44,21 @@ class SearchEngine:
     process, the next search sees it.
     """
 
-    def __init__(self, library: Library, encoder: Encoder) -> None:
+    def __init__(self, library: Library, encoder: Encoder, *, follow: bool = False) -> None:
         """Join a library with the encoder that its vectors were made with.
+
+        Args:
+            library: taken over.
+            encoder: embeds queries.
+            follow: load the library's new encoder after a change of model (see `migrate`),
+                instead of refusing to compare what cannot be compared.
 
         Raises:
             ModelMismatch: the library was built with another encoder.
         """
         self.library = library
         self.encoder = encoder
+        self._follow = follow
         self._lock = Lock()
         self._states: dict[Target, _State] = {}
         self.check(library.catalog.library())
@@ -88,7 +96,9 @@ class SearchEngine:
         Raises:
             QueryError: neither or both of text and image, an empty text, `k` below 1, or a
                 picture that cannot be read.
-            ModelMismatch: the library was meanwhile embedded again with another encoder.
+            ModelMismatch: the library was meanwhile embedded again with another encoder, and this
+                engine was opened with one of its caller's choice.
+            ModelError: the library's new encoder cannot be loaded.
         """
         started = time.perf_counter()
         if k < 1:
@@ -97,8 +107,9 @@ class SearchEngine:
             target = Target(to)
         except ValueError:
             raise QueryError(f"'to' is 'images' or 'captions', not {to!r}.") from None
-        vector = self._embed(text, image)
+        _check_question(text, image)
         state = self._state(target)
+        vector = self._embed(state.encoder, text, image)
         adapter = None if text is None else state.adapter
         if adapter is not None:
             vector = adapter.apply(vector)
@@ -108,7 +119,7 @@ class SearchEngine:
         return Results(
             query=Query(text=text, image=name, to=target),
             library=self.library.root,
-            model=self.encoder.spec.label,
+            model=state.encoder.spec.label,
             hits=hits,
             exact=index.exact,
             took_ms=(time.perf_counter() - started) * 1000,
@@ -117,17 +128,13 @@ class SearchEngine:
         )
 
     def _embed(
-        self, text: str | None, image: Path | str | Image.Image | None
+        self, encoder: Encoder, text: str | None, image: Path | str | Image.Image | None
     ) -> NDArray[np.float32]:
-        if (text is None) == (image is None):
-            raise QueryError("Ask with a text or with a picture: one of the two.")
         if text is not None:
-            if not text.strip():
-                raise QueryError('The query is empty. Describe a picture: "a dog on a beach".')
-            return self.encoder.encode_texts([text])
+            return encoder.encode_texts([text])
         assert image is not None
         try:
-            return self.encoder.encode_images([image])
+            return encoder.encode_images([image])
         except MediaError as error:
             raise QueryError(f"The query picture cannot be used: {error}.") from error
 
@@ -151,12 +158,22 @@ class SearchEngine:
         with self._lock:
             known = self._states.get(target)
             if known is None or known.stamp != stamp:
-                row = self.library.catalog.library()
-                self.check(row)
-                index = self.library.open_index(target, row)
-                known = _State(row.stamp, index, row.adapter_id, self.library.adapter(row))
-                self._states[target] = known
+                known = self._states[target] = self._load(target)
             return known
+
+    def _load(self, target: Target) -> _State:
+        while True:
+            row = self.library.catalog.library()
+            if self._follow and row.encoder not in {None, self.encoder.spec}:
+                self.encoder = load_encoder(row.model or DEFAULT_MODEL)
+            self.check(row)
+            index = self.library.open_index(target, row)
+            state = _State(
+                row.stamp, self.encoder, index, row.adapter_id, self.library.adapter(row)
+            )
+            # Made from vectors that a change of model dropped meanwhile, it may lack some.
+            if self.library.catalog.library().encoder_id == row.encoder_id:
+                return state
 
     def check(self, row: LibraryRow) -> None:
         """Check that the library, in the state that `row` names, is of this engine's encoder.
@@ -170,9 +187,16 @@ class SearchEngine:
         root = self.library.root
         raise ModelMismatch(
             f"The library at {root} was built with {built}; its pictures cannot be compared with "
-            f"queries by {ours}. Embed them again with: mmsearch index {quoted(root)} "
-            f"--model {quoted(self.encoder.location)} --reembed"
+            f"queries by {ours}. Embed them again with: mmsearch migrate "
+            f"--model {quoted(self.encoder.location)} --library {quoted(root)}"
         )
+
+
+def _check_question(text: str | None, image: Path | str | Image.Image | None) -> None:
+    if (text is None) == (image is None):
+        raise QueryError("Ask with a text or with a picture: one of the two.")
+    if text is not None and not text.strip():
+        raise QueryError('The query is empty. Describe a picture: "a dog on a beach".')
 
 
 def open_engine(path: Path | str, *, model: str | Path | Encoder | None = None) -> SearchEngine:
@@ -180,7 +204,8 @@ def open_engine(path: Path | str, *, model: str | Path | Encoder | None = None) 
 
     Args:
         path: the folder that was indexed.
-        model: the encoder; the one the library was built with when not given.
+        model: the encoder; the one the library was built with when not given, and then its next
+            one after a change of model.
 
     Raises:
         LibraryNotFound: the folder was never indexed.
@@ -197,7 +222,7 @@ def open_engine(path: Path | str, *, model: str | Path | Encoder | None = None) 
             f"run: mmsearch index {quoted(library.root)} --model NEW_FOLDER"
         ) from error
     try:
-        return SearchEngine(library, encoder)
+        return SearchEngine(library, encoder, follow=model is None)
     except MmsearchError:
         library.close()
         raise

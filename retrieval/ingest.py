@@ -104,7 +104,6 @@ def index(
     *,
     model: str | Path | Encoder | None = None,
     captions: Path | str | None = None,
-    reembed: bool = False,
     retry: bool = False,
     progress: Callable[[Progress], None] | None = None,
 ) -> IndexReport:
@@ -112,17 +111,16 @@ def index(
 
     Args:
         folder: the pictures; read, never written to but for the library's own folder.
-        model: the encoder; a new library takes `compact`, an existing one keeps its own.
+        model: the encoder; a new library takes `compact`, an existing one keeps its own (see
+            `migrate`).
         captions: a file of (picture, caption) pairs, see `read_pairs`; replaces what a file of
             the same name gave before.
-        reembed: allow another model than the library's: everything is embedded again, and
-            queries keep using the old vectors until that is complete.
         retry: read files again that could not be indexed before.
         progress: called often, from this thread.
 
     Raises:
         SourceError: the folder or the captions file cannot be used, or holds no picture.
-        ModelMismatch: another model than the library's, without `reembed`.
+        ModelMismatch: another model than the library's.
         LibraryLocked: another process is indexing this library.
         StorageError: the disk is full or read-only.
     """
@@ -144,7 +142,7 @@ def index(
     library = Library.create(root)
     try:
         with library.indexing():
-            encoder = _encoder(library, model, reembed=reembed)
+            encoder = _encoder(library, model)
             run = _Run(library, encoder, found, report_progress, pace)
             run.pictures(retry=retry)
             if pairs_file is not None:
@@ -174,15 +172,15 @@ def _nothing_found(root: Path, found: Scan) -> str:
     )
 
 
-def _encoder(library: Library, model: str | Path | Encoder | None, *, reembed: bool) -> Encoder:
+def _encoder(library: Library, model: str | Path | Encoder | None) -> Encoder:
     row = library.catalog.library()
     encoder = load_encoder(model or row.model or DEFAULT_MODEL)
-    if row.encoder is not None and row.encoder != encoder.spec and not reembed:
+    if row.encoder is not None and row.encoder != encoder.spec:
         built, asked = tell_apart(row.encoder, encoder.spec)
         raise ModelMismatch(
             f"The library at {library.root} was built with {built}, and {asked} makes other "
-            f"vectors. To embed every picture again, run: mmsearch index {quoted(library.root)} "
-            f"--model {quoted(encoder.location)} --reembed"
+            f"vectors. To embed every picture again, run: mmsearch migrate "
+            f"--model {quoted(encoder.location)} --library {quoted(library.root)}"
         )
     return encoder
 
@@ -265,10 +263,7 @@ class _Run:
         )
 
     def finish(self) -> None:
-        """Answer with this encoder's vectors from now on, and write the index files."""
-        if self.catalog.library().encoder_id != self.encoder_id:
-            with self.catalog.write() as transaction:
-                transaction.activate(self.encoder_id)
+        """Write the index files, and count."""
         self.progress(Progress("index", 0, 1))
         row = self.catalog.library()
         for target in Target:

@@ -294,7 +294,7 @@ def test_a_library_whose_encoder_is_gone_is_measured_without_latency(
     assert set(found["text_to_image"]) == MEASURES | {"index"}
     with pytest.raises(ModelError, match="no encoder 'elsewhere'"):
         evaluate_library(captioned, model="elsewhere")
-    with pytest.raises(ModelMismatch, match="--reembed"):
+    with pytest.raises(ModelMismatch, match="mmsearch migrate"):
         evaluate_library(captioned, model=ColourEncoder("2"))
     with pytest.raises(ValueError, match="one fold"):
         evaluate_library(captioned, model=encoder, sampling=Sampling(folds=2))

@@ -260,35 +260,14 @@ def test_interrupted_run_continues_to_the_same_catalog(
     assert rows(photos) == rows(other)
 
 
-def test_another_model_needs_consent_and_then_embeds_everything(
-    photos: Path, encoder: ColourEncoder
-) -> None:
-    (photos / "red.txt").write_text("red")
-    index(photos, model=encoder)
-    newer = ColourEncoder(revision="2")
-    with pytest.raises(ModelMismatch, match="--reembed"):
-        index(photos, model=newer)
-    report = index(photos, model=newer, reembed=True)
-    assert (newer.embedded_images, newer.embedded_texts, report.model) == (6, 1, "colour@2")
-    with pytest.raises(ModelMismatch, match="colour@2"):
-        mmsearch.open(photos, model=encoder)
-    with mmsearch.open(photos, model=newer) as engine:
-        assert engine.search("red", k=1).hits[0].path == "red.jpg"
-
-
-def test_interrupted_change_of_model_leaves_the_old_one_answering(
+def test_another_model_is_refused_with_the_command_that_changes_to_it(
     photos: Path, encoder: ColourEncoder
 ) -> None:
     index(photos, model=encoder)
-
-    with pytest.raises(KeyboardInterrupt):
-        index(photos, model=InterruptedEncoder(after=4, revision="2"), reembed=True)
-    with mmsearch.open(photos, model=encoder) as engine:
-        assert engine.search("red", k=1).hits[0].path == "red.jpg"
-        assert len(engine) == 6
-    newer = ColourEncoder(revision="2")
-    index(photos, model=newer, reembed=True)
-    assert newer.embedded_images == 2
+    before = rows(photos)
+    with pytest.raises(ModelMismatch, match="mmsearch migrate --model colour --library"):
+        index(photos, model=ColourEncoder(revision="2"))
+    assert rows(photos) == before
 
 
 def test_folder_without_pictures_is_refused_and_left_alone(
@@ -462,17 +441,6 @@ def test_any_folder_name_keeps_its_library_to_itself(
         assert engine.search("red", k=1).hits[0].path == "red.jpg"
 
 
-def test_an_open_engine_refuses_vectors_of_another_model(
-    photos: Path, encoder: ColourEncoder
-) -> None:
-    index(photos, model=encoder)
-    with mmsearch.open(photos, model=encoder) as engine:
-        assert engine.search("red", k=1).hits
-        index(photos, model=ColourEncoder(revision="2"), reembed=True)
-        with pytest.raises(ModelMismatch, match="colour@2"):
-            engine.search("red", k=1)
-
-
 def test_captions_of_other_folders_pictures_are_not_taken(
     photos: Path, encoder: ColourEncoder, tmp_path: Path
 ) -> None:
@@ -503,22 +471,6 @@ def test_a_caption_that_two_sources_give_counts_once_and_outlives_one(
         assert {hit.caption for hit in hits} == {"a red wall", "bricks"}
     (photos / "red.txt").unlink()
     assert index(photos, model=encoder).captions == 2
-
-
-def test_a_picture_moved_during_a_change_of_model_is_found_after_it(
-    photos: Path, encoder: ColourEncoder
-) -> None:
-    shutil.copy(photos / "red.jpg", photos / "zz.jpg")
-    index(photos, model=encoder)
-
-    with pytest.raises(KeyboardInterrupt):
-        index(photos, model=InterruptedEncoder(after=4, revision="2"), reembed=True)
-    (photos / "zz.jpg").rename(photos / "moved.jpg")
-    newer = ColourEncoder(revision="2")
-    index(photos, model=newer, reembed=True)
-    with mmsearch.open(photos, model=newer) as engine:
-        assert len(engine) == 7
-        assert {hit.path for hit in engine.search("red", k=2).hits} == {"red.jpg", "moved.jpg"}
 
 
 def test_something_in_the_librarys_place_is_named(photos: Path, encoder: ColourEncoder) -> None:

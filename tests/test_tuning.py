@@ -26,6 +26,7 @@ from mmsearch.retrieval.engine import SearchEngine, open_engine
 from mmsearch.retrieval.evidence import Evidence
 from mmsearch.retrieval.ingest import index
 from mmsearch.retrieval.library import Library
+from mmsearch.retrieval.model_change import migrate
 from tests.conftest import ColourEncoder, draw
 
 MMSEARCH = str(Path(sys.executable).with_name("mmsearch"))
@@ -272,9 +273,9 @@ def test_a_kill_after_saving_leaves_a_library_that_answers(
 
 def test_another_encoder_is_never_adapted(library: Path) -> None:
     tuning.tune(library, model=ToneEncoder())
-    with pytest.raises(ModelMismatch, match="--reembed"):
+    with pytest.raises(ModelMismatch, match="mmsearch migrate"):
         tuning.tune(library, model=ToneEncoder("2"))
-    index(library, model=ToneEncoder("2"), reembed=True)
+    migrate(library, model=ToneEncoder("2"))
     assert row_of(library).adapter_id is None
     with open_engine(library, model=ToneEncoder("2")) as engine:
         assert engine.search(words(0)).adapter is None

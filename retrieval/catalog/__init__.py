@@ -7,6 +7,7 @@ in one transaction, so a vector without its file, or the reverse, cannot exist.
 
 from __future__ import annotations
 
+from mmsearch.retrieval.catalog.encoders import EncoderRow, UnembeddedFile
 from mmsearch.retrieval.catalog.store import (
     AdapterRow,
     Catalog,
@@ -21,8 +22,10 @@ __all__ = [
     "AdapterRow",
     "Catalog",
     "Counts",
+    "EncoderRow",
     "KnownFile",
     "KnownProblem",
     "LibraryRow",
     "Transaction",
+    "UnembeddedFile",
 ]

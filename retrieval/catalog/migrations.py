@@ -128,7 +128,17 @@ def m002_adapters(connection: Connection) -> None:
     connection.execute(text("CREATE INDEX adapter_encoder_id ON adapter (encoder_id)"))
 
 
-MIGRATIONS: tuple[Callable[[Connection], None], ...] = (m001_initial, m002_adapters)
+def m003_next_encoder(connection: Connection) -> None:
+    """Let a library name the encoder that it is changing to."""
+    column = "next_encoder_id INTEGER REFERENCES encoder (id)"
+    connection.execute(text(f"ALTER TABLE library ADD COLUMN {column}"))
+
+
+MIGRATIONS: tuple[Callable[[Connection], None], ...] = (
+    m001_initial,
+    m002_adapters,
+    m003_next_encoder,
+)
 """In the order in which they run. Append only."""
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 import os
@@ -25,12 +24,21 @@ from mmsearch.retrieval.catalog.connection import (
     read_only_engine,
     sqlite_engine,
 )
+from mmsearch.retrieval.catalog.encoders import (
+    EncoderRow,
+    UnembeddedFile,
+    encoder_rows,
+    spec_of,
+    unembedded_files,
+)
 from mmsearch.retrieval.catalog.transaction import Transaction
-from mmsearch.retrieval.schema import EncoderSpec, Hit, Problem
+from mmsearch.retrieval.schema import Hit, Problem
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from sqlalchemy import Connection, Engine
+
+    from mmsearch.retrieval.schema import EncoderSpec
 
 __all__ = ["AdapterRow", "Catalog", "Counts", "KnownFile", "KnownProblem", "LibraryRow"]
 
@@ -182,7 +190,8 @@ class Catalog:
 
     def library(self) -> LibraryRow:
         """Return the library's own row and its active encoder."""
-        joined = tables.library.outerjoin(tables.encoder)
+        active = tables.encoder.c.id == tables.library.c.encoder_id
+        joined = tables.library.outerjoin(tables.encoder, active)
         newest = select(func.max(tables.adapter.c.id)).where(
             tables.adapter.c.encoder_id == tables.library.c.encoder_id
         )
@@ -195,8 +204,7 @@ class Catalog:
         fields = row._mapping
         spec = None
         if fields[tables.library.c.encoder_id] is not None:
-            names = (field.name for field in dataclasses.fields(EncoderSpec))
-            spec = EncoderSpec(**{name: fields[tables.encoder.c[name]] for name in names})
+            spec = spec_of(fields)
         root = fields[tables.library.c.root]
         return LibraryRow(
             uid=fields[tables.library.c.uid],
@@ -226,6 +234,16 @@ class Catalog:
         if stamp is None:
             raise self._unfinished()
         return stamp
+
+    def encoders(self) -> list[EncoderRow]:
+        """Return every encoder that the library holds vectors of, the oldest first."""
+        with self._connect() as connection:
+            return encoder_rows(connection)
+
+    def unembedded_files(self, encoder_id: int) -> dict[str, UnembeddedFile]:
+        """Return the pictures without a vector of this encoder, by path, in the order of paths."""
+        with self._connect() as connection:
+            return unembedded_files(connection, encoder_id)
 
     def known_files(self, encoder_id: int) -> dict[str, KnownFile]:
         """Return every file by path, and whether this encoder has embedded it."""

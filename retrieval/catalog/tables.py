@@ -94,6 +94,7 @@ library = Table(
     Column("generation", Integer, nullable=False),
     Column("stamp", Text, nullable=False),
     Column("encoder_id", ForeignKey("encoder.id")),
+    Column("next_encoder_id", ForeignKey("encoder.id")),
 )
 file = Table(
     "file",

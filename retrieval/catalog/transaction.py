@@ -56,10 +56,22 @@ class Transaction:
         return known
 
     def activate(self, encoder_id: int) -> None:
-        """Answer queries with this encoder's vectors from now on and drop all others."""
+        """Answer queries with this encoder's vectors from now on; it is nobody's next any more."""
         self._changed = True
-        self._connection.execute(update(tables.library).values(encoder_id=encoder_id))
-        self._connection.execute(delete(tables.encoder).where(tables.encoder.c.id != encoder_id))
+        values = {"encoder_id": encoder_id, "next_encoder_id": None}
+        self._connection.execute(update(tables.library).values(**values))
+
+    def prepare(self, encoder_id: int) -> None:
+        """Record that the library changes to this encoder; the present one goes on answering."""
+        self._connection.execute(update(tables.library).values(next_encoder_id=encoder_id))
+
+    def forget_encoders(self, ids: Iterable[int]) -> None:
+        """Drop encoders that do not answer queries, with their vectors and adapters."""
+        for id_ in ids:
+            next_ = tables.library.c.next_encoder_id
+            unset = update(tables.library).where(next_ == id_).values(next_encoder_id=None)
+            self._connection.execute(unset)
+            self._connection.execute(delete(tables.encoder).where(tables.encoder.c.id == id_))
 
     def put_file(self, picture: Picture, encoder_id: int, vector: NDArray[np.float32]) -> int:
         """Add a picture with its `float32[dim]` vector, or replace what stood at its path.
@@ -83,6 +95,26 @@ class Transaction:
         self._put_vectors(tables.file_vector, "file_id", encoder_id, [id_], vector[None])
         self.resolve_problems([picture.path])
         return id_
+
+    def put_content_vector(
+        self, sha256: bytes, encoder_id: int, vector: NDArray[np.float32]
+    ) -> int:
+        """Store the `float32[dim]` vector of all pictures with this content that lack one.
+
+        Returns how many these were.
+        """
+        file, vectors = tables.file.c, tables.file_vector.c
+        ours = (vectors.file_id == file.id) & (vectors.encoder_id == encoder_id)
+        lacking = (
+            select(file.id)
+            .select_from(tables.file.outerjoin(tables.file_vector, ours))
+            .where(file.sha256 == sha256, vectors.file_id.is_(None))
+        )
+        ids = list(self._connection.scalars(lacking))
+        if ids:
+            rows = np.repeat(vector[None], len(ids), axis=0)
+            self._put_vectors(tables.file_vector, "file_id", encoder_id, ids, rows)
+        return len(ids)
 
     def refresh_file(self, id_: int, picture: Picture) -> None:
         """Record a new place, time or side-car of a picture whose content is the same."""
@@ -227,7 +259,9 @@ class Transaction:
         ids: Sequence[int],
         vectors: NDArray[np.float32],
     ) -> None:
-        self._changed = True
+        # An index holds the active encoder's vectors: those of another change nothing in it.
+        active = self._connection.scalar(select(tables.library.c.encoder_id))
+        self._changed = self._changed or encoder_id == active
         rows = [
             {"encoder_id": encoder_id, id_column: id_, "vector": row.tobytes()}
             for id_, row in zip(ids, vectors.astype("<f2"), strict=True)

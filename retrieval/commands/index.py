@@ -41,7 +41,10 @@ def index(
     ],
     model: Annotated[
         str | None,
-        typer.Option(help="The encoder: compact (bundled), or a folder that holds one."),
+        typer.Option(
+            help="The encoder of a new library: compact (bundled), or a folder that holds one. "
+            "mmsearch migrate changes that of an existing one."
+        ),
     ] = None,
     captions: Annotated[
         Path | None,
@@ -52,9 +55,6 @@ def index(
             "caption, or COCO's JSON.",
         ),
     ] = None,
-    reembed: Annotated[
-        bool, typer.Option("--reembed", help="Allow another model: embed every picture again.")
-    ] = False,
     retry: Annotated[
         bool, typer.Option("--retry", help="Read files again that could not be indexed before.")
     ] = False,
@@ -84,7 +84,6 @@ def index(
                 path,
                 model=model,
                 captions=captions,
-                reembed=reembed,
                 retry=retry,
                 progress=follow,
             )

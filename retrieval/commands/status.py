@@ -10,10 +10,10 @@ from mmsearch.retrieval.commands.options import Json, LibraryOption, chosen_libr
 from mmsearch.retrieval.terminal import print_json, printable, say
 
 if TYPE_CHECKING:
-    from mmsearch.retrieval.catalog import AdapterRow
+    from mmsearch.retrieval.catalog import AdapterRow, EncoderRow
     from mmsearch.retrieval.schema import Problem
 
-__all__ = ["status"]
+__all__ = ["model_fields", "model_lines", "percent_done", "status"]
 
 
 def status(
@@ -34,6 +34,7 @@ def status(
         row, counts = opened.catalog.library(), opened.catalog.counts()
         listed = opened.catalog.problems() if problems else []
         adapter = None if row.adapter_id is None else opened.catalog.adapter(row.adapter_id)
+        encoders = opened.catalog.encoders()
     finally:
         opened.close()
     model = row.encoder.label if row.encoder else None
@@ -51,6 +52,7 @@ def status(
             "search": "exact",
             "generation": row.generation,
             "adapter": None if adapter is None else _adapter_fields(adapter),
+            **model_fields(encoders, counts.files),
         }
         if problems:
             fields["problem_files"] = [problem.to_json() for problem in listed]
@@ -64,6 +66,46 @@ def status(
         )
         if adapter is not None:
             typer.echo(_adapter_line(adapter))
+        for line in model_lines(encoders, counts.files):
+            typer.echo(line)
+
+
+def model_fields(encoders: list[EncoderRow], files: int) -> dict[str, Any]:
+    """Return what the JSON of `status` and `migrate --status` says of models beside the active."""
+    following = next((row for row in encoders if row.next), None)
+    return {
+        "migration": None
+        if following is None
+        else {"model": following.spec.label, "done": following.vectors, "total": files},
+        "kept_models": [
+            {"model": row.spec.label, "vectors": row.vectors, "vector_bytes": row.vector_bytes}
+            for row in encoders
+            if not row.active and not row.next
+        ],
+    }
+
+
+def model_lines(encoders: list[EncoderRow], files: int) -> list[str]:
+    """Return the same for people; nothing where there is only the active model."""
+    lines = []
+    for row in encoders:
+        label = printable(row.spec.label)
+        if row.next:
+            lines.append(
+                f"migrating to {label}: {percent_done(row, files)} % "
+                f"({row.vectors:,} of {files:,} pictures; go on: mmsearch migrate)"
+            )
+        elif not row.active:
+            lines.append(
+                f"kept: {row.vectors:,} vectors of {label}, {row.vector_bytes / 1e6:,.1f} MB "
+                "(free them: mmsearch migrate --drop-old)"
+            )
+    return lines
+
+
+def percent_done(row: EncoderRow, files: int) -> int:
+    """Return how much of a change of model is done, rounded down: 100 means all of it."""
+    return 100 * row.vectors // max(files, 1)
 
 
 def _adapter_fields(adapter: AdapterRow) -> dict[str, Any]:
