@@ -21,6 +21,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mmsearch.retrieval.commands.index import _summary
+from mmsearch.retrieval.ingest import IndexReport
+from mmsearch.retrieval.pace import Stage
 from tests.conftest import draw
 from tests.test_ingest import rows
 
@@ -78,6 +81,15 @@ def test_index_json_has_every_key(tmp_path: Path) -> None:
     expected = {"added": 1, "updated": 0, "unchanged": 0, "moved": 0, "removed": 0}
     expected |= {"problems": 0, "captions": 1, "captions_unmatched": 0, "embedded": 1}
     assert {key: report[key] for key in expected} == expected
+
+
+def test_runs_worth_a_word_say_what_held_them_up(tmp_path: Path) -> None:
+    report = IndexReport(tmp_path, "colour@1", added=300, embedded=300, files=300)
+    report.bottleneck = Stage.DECODE
+    report.seconds = 6.0
+    assert "(6.0 s, 50 pictures/s, decode-bound)" in _summary(report, tmp_path)
+    report.seconds = 1.0
+    assert "(1.0 s, 300 pictures/s)" in _summary(report, tmp_path)
 
 
 def test_query_finds_the_only_library_below(indexed: Path) -> None:
