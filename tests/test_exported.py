@@ -31,6 +31,7 @@ from mmsearch.retrieval.encoders.sources import absolute, load_dual_encoder  # n
 from mmsearch.retrieval.encoders.torch_encoder import TorchEncoder  # noqa: E402
 from mmsearch.retrieval.engine import open_engine  # noqa: E402
 from mmsearch.retrieval.ingest import index  # noqa: E402
+from mmsearch.retrieval.model_change import migrate  # noqa: E402
 from tests import checkpoints  # noqa: E402
 from tests.checkpoints import TEXTS, pictures  # noqa: E402
 
@@ -271,7 +272,7 @@ def test_bytes_are_another_encoder_and_say_what_they_lose(source, photos, caplog
     index(photos, model=source)
     with pytest.raises(ModelMismatch, match="int8:"):
         index(photos, model=f"int8:{source}")
-    index(photos, model=f"int8:{source}", reembed=True)
+    migrate(photos, model=f"int8:{source}")
     with open_engine(photos) as engine:
         assert engine.encoder.spec == packed.spec
     with pytest.raises(ModelMismatch):

@@ -42,8 +42,8 @@ def index(
     model: Annotated[
         str | None,
         typer.Option(
-            help="The encoder of a new library: compact (bundled), or a folder that holds one. "
-            "mmsearch migrate changes that of an existing one."
+            help="The encoder of a new library: compact (bundled), a folder, or a name; see: "
+            "mmsearch models. mmsearch migrate changes that of an existing one."
         ),
     ] = None,
     captions: Annotated[
