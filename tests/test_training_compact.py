@@ -114,6 +114,30 @@ def test_a_photo_is_plain_in_the_first_view_that_has_it():
         np.testing.assert_array_equal(features, view.features[row])
 
 
+def test_photos_that_are_alike_come_together():
+    angles = torch.tensor(
+        [0.0, 3.0, 0.1, 3.1, 0.2, 3.3, 9.0]
+    )  # Two heaps; the last is no main one.
+    images = torch.stack([angles.cos(), angles.sin()], dim=1)
+    main = np.arange(6)
+    near = stages.alike(images, main, k=2)
+    assert [set(row) for row in near.tolist()] == [
+        {2, 4},
+        {3, 5},
+        {0, 4},
+        {1, 5},
+        {0, 2},
+        {1, 3},
+        {-1},
+    ]
+    mixture = Mixture(main, 3, [], neighbours=near, together=3)
+    shown = replace(photos(8), texts=[[i] for i in range(8)], weight=torch.ones(8))
+    source = StageBatches(shown, mixture, cells=False, tokens=None, equal=np.arange(40), seed=0)
+    for epoch in range(3):
+        batches = [set(batch.pictures.tolist()) for batch in source.epoch(epoch, 0, None)]
+        assert sorted(map(sorted, batches)) == [[0, 2, 4], [1, 3, 5]]
+
+
 def test_words_of_a_class_are_found_and_others_are_not():
     texts = ["Two puppies and a hot dog", "a parked SUV", "a scar on the carpet", "dogs run"]
     found = mentions(texts, ["dog", "car", "hot dog", "zebra"])
@@ -322,6 +346,7 @@ def test_the_packed_encoder_answers_as_the_model_does_and_can_be_trained_further
         shown = torch.from_numpy(np.stack([PREPROCESS(picture) for picture in pictures(4)]))
         cells = (shown.permute(0, 3, 1, 2).float() - MEAN) * SCALE
         towers.image_head.standardise(towers.image(cells))
+        towers.text_head.standardise(0.1 + torch.randn(50, 64))
     model = DualEncoder(
         towers,
         Description(

@@ -108,7 +108,12 @@ class EdgeTower(nn.Module):
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """Return float32[n, width] for float32[n, 3, size, size]."""
-        return self.upper(*self.lower(pixels))
+        seen: list[torch.Tensor] = []
+        cells = pixels
+        for block in self.blocks:
+            cells = block(cells, seen)
+        # All means at the end, joined at once: so `onnx_weights` finds them in a graph.
+        return torch.cat([seen[tap].mean(dim=(2, 3)) for tap in self.taps], dim=1)
 
     def lower(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return what the first blocks give, for `upper`, and the means that are read there.

@@ -49,6 +49,7 @@ from mmsearch.retrieval.training.compact.stages import (
     Photos,
     Stage,
     StageBatches,
+    alike,
     words,
 )
 from mmsearch.retrieval.training.export import save_model
@@ -83,7 +84,8 @@ IMAGE = Recipe(
     precision=Precision.BF16,
 )
 TEXT = replace(IMAGE, epochs=4, batch=320, learning_rate=1.5e-4, tower_rate=0.35, average=0.98)
-FINAL = replace(TEXT, epochs=2, learning_rate=7.5e-5)
+HARD = replace(TEXT, epochs=2, learning_rate=1e-4)
+FINAL = replace(TEXT, epochs=1, learning_rate=5e-5)
 """One recipe a stage; what else was tried stands in the model card."""
 
 
@@ -162,6 +164,8 @@ class _Training:
         self._stage("image", IMAGE, photos, validation, pseudo, image=True, text=False)
         pseudo = self._pseudo(photos)
         self._stage("text", TEXT, photos, validation, pseudo, image=True, text=True)
+        near = self._alike(views[:1])
+        self._stage("hard", HARD, photos, validation, pseudo, near, image=True, text=True)
         # What could be chosen is chosen: now with a sixth more to learn from.
         self._sources = sources.with_validation()
         places = range(len(sources.photos), len(self._sources.photos))
@@ -171,7 +175,8 @@ class _Training:
         ]
         detections = torch.cat([self._detections, self._detected(sources.validation_photos)])
         photos = _photos(self._sources, views, detections)
-        self._stage("final", FINAL, photos, None, pseudo, image=True, text=True)
+        near = self._alike([views[0], views[1 + VIEWS]])
+        self._stage("final", FINAL, photos, None, pseudo, near, image=True, text=True)
         return model
 
     def _views(self, photos: Sequence[str], captioned: Sequence[int]) -> list[_View]:
@@ -198,6 +203,7 @@ class _Training:
         photos: Photos,
         validation: _Set | None,
         pseudo: PseudoCaptions | None,
+        near: NDArray[np.int64] | None = None,
         *,
         image: bool,
         text: bool,
@@ -217,6 +223,7 @@ class _Training:
                 self._sources,
                 recipe,
                 pseudo,
+                near,
                 captions=2 if text else 5,
                 # The heads alone cannot learn to see what is left of a crop.
                 plain=0.5 if image else 1.0,
@@ -241,6 +248,22 @@ class _Training:
             resume=checkpoint.exists(),
             on_validation=_tell,
         )
+
+    def _alike(self, views: Sequence[_View]) -> NDArray[np.int64]:
+        """Return, for each captioned photo, those that the model as it is finds most like it.
+
+        Args:
+            views: all photos as they are, in their order.
+        """
+        stage = Stage(self._model, self._sentences, image=True, text=False).eval()
+        captioned = np.flatnonzero(np.array(self._sources.kinds) == "human_caption")
+        with torch.inference_mode():
+            parts = [
+                part
+                for seen, _ in views
+                for part in _embed_cells(stage, seen, range(len(seen.cells)))
+            ]
+        return alike(torch.cat(parts), captioned)
 
     def _pseudo(self, photos: Photos) -> PseudoCaptions:
         """Choose captions for photos with the model as it is."""
@@ -315,6 +338,7 @@ def _mixture(
     sources: Sources,
     recipe: Recipe,
     pseudo: PseudoCaptions | None,
+    near: NDArray[np.int64] | None,
     *,
     captions: int,
     plain: float,
@@ -331,7 +355,9 @@ def _mixture(
     others = [(weak, recipe.batch // 12), (labelled, recipe.batch // 30)]
     others.append((loose, recipe.batch * 2 // 9))
     size = recipe.batch - sum(count for _, count in others)
-    return Mixture(main, size, others, captions=captions, plain=plain, pseudo=pseudo)
+    return Mixture(
+        main, size, others, captions=captions, plain=plain, pseudo=pseudo, neighbours=near
+    )
 
 
 def _choose(stage: Stage, *, image: bool, text: bool, dropout: float) -> None:

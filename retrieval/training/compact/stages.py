@@ -3,7 +3,8 @@
 1. *Heads*: both projections, on pooled features and sentence embeddings.
 2. *Image*: the upper half of the image tower and the heads, on the lower half's cells.
 3. *Text*: the upper layers of the text tower too, on tokens.
-4. *Final*: the same for a little longer, with the validation's photos and captions as well.
+4. *Hard*: the same, with batches of photos that are easily confused.
+5. *Final*: the same again, with the validation's photos and captions as well.
 
 Each is a model for `TrainingLoop`; they share their modules, so a stage goes on where the one
 before it ended.
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
     from mmsearch.retrieval.training.compact.pseudo_captions import PseudoCaptions
     from mmsearch.retrieval.training.hard_negatives import Memory
 
-__all__ = ["CELLS", "Mixture", "Photos", "Stage", "StageBatches", "words"]
+__all__ = ["CELLS", "Mixture", "Photos", "Stage", "StageBatches", "alike", "words"]
 
 CELLS = (96, 14, 14)
 BELOW = 384
@@ -138,6 +140,9 @@ class Mixture:
         pseudo: texts for photos without captions of people's own; None leaves them out.
         pseudo_captions: how many of these a photo gets.
         pseudo_weight: how much they count.
+        neighbours: `int64[photos, k]`, for each photo of `main` those of `main` most like it; they
+            come into its batch. None mixes by chance alone.
+        together: how many photos that are alike come together.
     """
 
     main: NDArray[np.int64]
@@ -148,6 +153,8 @@ class Mixture:
     pseudo: PseudoCaptions | None = None
     pseudo_captions: int = 3
     pseudo_weight: float = 0.4
+    neighbours: NDArray[np.int64] | None = None
+    together: int = 4
 
 
 class StageBatches:
@@ -184,13 +191,25 @@ class StageBatches:
     def epoch(self, number: int, first: int, memory: Memory | None) -> Iterator[Batch]:
         """Yield an epoch's batches from step `first` on; `memory` is not used."""
         del memory
-        order = generator(self._seed, number).permutation(self._mixture.main)
+        order = self._order(generator(self._seed, number))
         size = self._mixture.main_size
         for step in range(first, self.steps):
             random = generator(self._seed, number, step)
             parts = [order[step * size : (step + 1) * size]]
             parts += [random.choice(rows, count, False) for rows, count in self._mixture.others]
             yield self._batch(np.concatenate(parts), random)
+
+    def _order(self, random: np.random.Generator) -> NDArray[np.int64]:
+        mixture = self._mixture
+        order: NDArray[np.int64] = random.permutation(mixture.main)
+        if mixture.neighbours is None:
+            return order
+        grouped: dict[int, None] = {}
+        for row in order.tolist():
+            if row not in grouped:
+                alike = (int(near) for near in mixture.neighbours[row] if near not in grouped)
+                grouped |= dict.fromkeys([row, *islice(alike, mixture.together - 1)])
+        return np.fromiter(grouped, dtype=np.int64)
 
     def _batch(self, rows: NDArray[np.int64], random: np.random.Generator) -> Batch:
         photos = self._photos
@@ -257,6 +276,24 @@ class StageBatches:
             else:
                 images[place] = features
         return images, logits
+
+
+def alike(images: torch.Tensor, main: NDArray[np.int64], k: int = 12) -> NDArray[np.int64]:
+    """Return `int64[photos, k]`: for the rows `main`, the others of `main` that are most like them.
+
+    Args:
+        images: float32[photos, dim], unit rows.
+        main: rows of photos, more than `k`; the other rows of the answer are -1.
+        k: how many.
+    """
+    near = np.full((len(images), k), -1)
+    shown = images[torch.from_numpy(main)]
+    for start in range(0, len(main), 1024):
+        some = slice(start, start + 1024)
+        similar = shown[some] @ shown.T
+        similar[torch.arange(len(similar)), torch.arange(start, start + len(similar))] = -2.0
+        near[main[some]] = main[similar.topk(k, dim=1).indices.numpy()]
+    return near
 
 
 def words(texts: list[int], tokens: list[list[int]] | None) -> tuple[torch.Tensor, torch.Tensor]:
