@@ -63,9 +63,9 @@ class Device:
     ("device", "found"),
     [
         (Device(room=100, start=10.0), 64),  # Always faster: as many as fit.
-        (Device(room=10**6, start=10.0), 1024),
+        (Device(room=10**6, start=10.0), 512),
         (Device(room=10**6, start=0.0), 16),  # Never faster.
-        (Device(room=10**6, start=0.032), 512),  # n/(32+n): +5.9 % to 512, +3.0 % to 1,024.
+        (Device(room=10**6, start=0.008), 128),  # n/(8+n): +5.9 % to 128, +3.0 % to 256.
         (Device(room=5, start=10.0), 4),
         (Device(room=1, start=10.0), 1),
         (Device(room=0), 1),  # Running one picture then says so.

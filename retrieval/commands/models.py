@@ -138,9 +138,8 @@ def _here() -> Iterator[_Row]:
     from mmsearch.retrieval.encoders import BUNDLED, DEFAULT_MODEL, exported
 
     yield _of_folder(BUNDLED / DEFAULT_MODEL, DEFAULT_MODEL, "bundled")
-    for folder in [Path(), *sorted(path for path in Path().iterdir() if path.is_dir())]:
-        if (folder / "encoder.json").is_file():
-            yield _of_folder(folder, str(folder.absolute()), "folder")
+    for file in sorted([*Path().glob("encoder.json"), *Path().glob("*/encoder.json")]):
+        yield _of_folder(file.parent, str(file.parent.absolute()), "folder")
     for export in exported.exports():
         facts = export.facts
         parameters = sum((facts.get("parameters") or {}).values()) or None

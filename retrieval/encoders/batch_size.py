@@ -16,7 +16,8 @@ from mmsearch.retrieval.encoders.cache import file_name, read_json, root, write_
 
 __all__ = ["BatchSize", "Settings", "largest_useful"]
 
-SMALLEST, LARGEST = 16, 1024
+SMALLEST, LARGEST = 16, 512
+"""Beyond the largest no tower is faster, and the pictures read ahead take several batches."""
 
 LEAST_GAIN = 1.05
 """A batch twice as large must bring this many times the pictures a second to be worth it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -114,6 +115,7 @@ def load(source: str, quantize: Quantize = Quantize.NONE, *, export: bool = Fals
             raise ModelError(f"{name} cannot be had: {reason} Use the whole model: {source}")
         logger.warning("%s runs through torch, which starts slowly: %s", source, reason)
     devices = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
-    if not export and len(devices) > 1:
+    # Where torchrun started several processes, each has its GPU already.
+    if not export and len(devices) > 1 and "LOCAL_RANK" not in os.environ:
         return ParallelEncoder(source, devices, model.spec(), model.preprocess)
     return TorchEncoder(model, location=source)

@@ -28,7 +28,7 @@ __all__ = ["Runner", "best_precision"]
 ON_CPU = 32
 """Pictures at once on a CPU, where more are no faster."""
 
-PARTS = 4
+PARTS = 2
 """Pieces of a batch on a GPU, so that the copies of one can go on beside another's computation."""
 
 LEAST_COSINE = 0.999
