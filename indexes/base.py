@@ -59,6 +59,27 @@ class VectorIndex(ABC):
     def exact(self) -> bool:
         """Whether a search compares every vector."""
 
+    @property
+    def recall(self) -> float | None:
+        """Share (0 to 1) of the true first ten that is found, as measured; None if it never was."""
+        return 1.0 if self.exact else None
+
+    @property
+    @abstractmethod
+    def ids(self) -> NDArray[np.int64]:
+        """`int64[n]`: the ids of all vectors, in no particular order."""
+
+    def has(self, ids: ArrayLike) -> NDArray[np.bool_]:
+        """Say of each id whether a vector stands under it."""
+        return np.isin(np.asarray(ids, dtype=np.int64), self.ids)
+
+    def check(self) -> None:  # noqa: B027 (an index in memory has nothing to check)
+        """Check every byte of the file that was opened, as opening does not.
+
+        Raises:
+            IndexFileError: it is damaged.
+        """
+
     def add(self, ids: ArrayLike, vectors: ArrayLike) -> None:
         """Add `float32[n, dim]` unit vectors under `int64[n]` ids that are not in use.
 
@@ -98,6 +119,7 @@ class VectorIndex(ABC):
 
         Raises:
             ValueError: `k` is below 1 or the dimension differs.
+            IndexFileError: what the answer depends on is damaged on disk; make the index anew.
         """
         if k < 1:
             raise ValueError(f"k must be at least 1, not {k}")
@@ -112,6 +134,8 @@ class VectorIndex(ABC):
         neighbors = self._search(rows, found, effort, allowed)
         missing = neighbors.ids < 0
         neighbors.scores[missing] = -np.inf
+        if found == k:
+            return neighbors
         padding = ((0, 0), (0, k - found))
         return Neighbors(
             np.pad(neighbors.ids, padding, constant_values=-1),

@@ -29,6 +29,11 @@ class ExactIndex(VectorIndex):
         """Always true."""
         return True
 
+    @property
+    def ids(self) -> NDArray[np.int64]:
+        """Every id, in the order of adding."""
+        return self._ids
+
     def save(self, path: Path) -> None:
         """Write ids and vectors as one `.npz`."""
         with replacing(path) as temporary, temporary.open("wb") as file:

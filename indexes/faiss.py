@@ -1,8 +1,7 @@
-"""FAISS behind the `VectorIndex` contract: the only module that imports it."""
+"""Exact search by FAISS. Only the modules `indexes.faiss*` import it."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,14 +9,23 @@ import faiss
 import numpy as np
 
 from mmsearch.indexes.base import IndexFileError, Neighbors, VectorIndex, replacing
+from mmsearch.indexes.checked_file import CheckedFile, seal
+from mmsearch.indexes.faiss_rows import (
+    IdMap,
+    half_precision,
+    in_memory,
+    is_half_precision,
+    one_thread_for_one,
+    place_of_rows,
+    read,
+    scan,
+    write,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = ["FaissIndex"]
-
-_MARK = b"mmsearch"
-"""Ends a file, before the length of what FAISS wrote: FAISS maps torn files, and may crash."""
 
 
 class FaissIndex(VectorIndex):
@@ -26,72 +34,92 @@ class FaissIndex(VectorIndex):
     The catalog stores fp16, so the index loses nothing against it; scores are computed in
     float32. Half the bytes also make one query's scan, which memory bandwidth bounds, about twice
     as fast as over float32.
+
+    Attributes:
+        facts: what is stored with the index, as JSON.
     """
 
     def __init__(self, dim: int) -> None:
         super().__init__(dim)
-        flat = faiss.IndexScalarQuantizer(
-            dim, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT
-        )
-        self._index: Any = faiss.IndexIDMap(flat)
+        self._index: Any = faiss.IndexIDMap(half_precision(dim))
+        self._file: CheckedFile | None = None
         self._mapped = False
+        self._id_map: IdMap | None = None
+        self.facts: dict[str, Any] = {}
 
     @property
     def exact(self) -> bool:
         """Always true: every vector is compared."""
         return True
 
+    @property
+    def ids(self) -> NDArray[np.int64]:
+        """Every id, in the order of adding."""
+        return faiss.vector_to_array(self._index.id_map)  # type: ignore[no-any-return]
+
     def save(self, path: Path) -> None:
-        """Write a FAISS file, replacing what was there in one step."""
-        with replacing(path) as temporary, temporary.open("wb") as file:
-            writer = faiss.PyCallbackIOWriter(file.write)  # type: ignore[attr-defined]
-            faiss.write_index(self._index, writer)
-            file.write(_ending(file.tell()))
+        """Write a FAISS file with checksums, replacing what was there in one step."""
+        with replacing(path) as temporary, temporary.open("w+b") as file:
+            self.write_to(file, {"kind": "flat"})
+
+    def write_to(self, file: Any, facts: dict[str, Any], tail: bytes = b"") -> None:  # noqa: ANN401
+        """Write the index, `tail` and what `seal` adds to an empty file."""
+        length = write(self._index, file)
+        rows = None
+        if isinstance(self._index, faiss.IndexIDMap) and is_half_precision(self._flat):
+            after = 8 + 8 * len(self)  # the ids
+            rows = place_of_rows(file, self._flat, length, after)
+        file.seek(length)
+        file.write(tail)
+        seal(file, self.facts | facts, rows)
 
     @classmethod
     def open(cls, path: Path, *, mmap: bool = True) -> FaissIndex:
         """Read what `save` wrote.
 
         Raises:
-            IndexFileError: the file is missing, torn or holds another kind of index.
+            IndexFileError: the file is missing, torn, damaged or holds another kind of index.
         """
-        try:
-            with path.open("rb") as file:
-                length = file.seek(0, os.SEEK_END) - len(_ending(0))
-                file.seek(max(0, length))
-                whole = length > 0 and file.read() == _ending(length)
-        except OSError as error:
-            raise IndexFileError(f"{path} cannot be read: {error.strerror}") from error
-        if not whole:
-            raise IndexFileError(f"{path} is torn, or no index of mmsearch")
-        mmap = mmap and _is_plain(path)
-        try:
-            if mmap:
-                # IO_FLAG_MMAP would map inverted lists only and read all of a flat index.
-                loaded = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
-            else:
-                with path.open("rb") as file:
-                    reader = faiss.PyCallbackIOReader(file.read)  # type: ignore[attr-defined]
-                    loaded = faiss.read_index(reader)
-        except (OSError, RuntimeError) as error:
-            raise IndexFileError(f"{path} cannot be read: {error}") from error
+        return cls.read_from(CheckedFile(path), mmap=mmap)
+
+    @classmethod
+    def read_from(cls, file: CheckedFile, *, mmap: bool) -> FaissIndex:
+        """Read what `write_to` wrote; the same as `open`."""
+        loaded, mapped = read(file, mmap=mmap)
         flat = faiss.downcast_index(loaded.index) if isinstance(loaded, faiss.IndexIDMap) else None
-        if not (
-            isinstance(flat, faiss.IndexScalarQuantizer)
-            and flat.sq.qtype == faiss.ScalarQuantizer.QT_fp16
-            and flat.metric_type == faiss.METRIC_INNER_PRODUCT
-        ):
-            raise IndexFileError(f"{path} holds a {type(loaded).__name__}, not the index expected")
+        if not is_half_precision(flat):
+            raise IndexFileError(
+                f"{file.path} holds a {type(loaded).__name__}, not the index expected"
+            )
         index = cls.__new__(cls)
         VectorIndex.__init__(index, loaded.d)
-        index._index, index._mapped = loaded, mmap
+        index._index, index._mapped, index.facts = loaded, mapped, file.facts
+        index._id_map = None
+        index._file = file if mapped else None
         return index
+
+    @property
+    def _flat(self) -> Any:  # noqa: ANN401
+        return faiss.downcast_index(self._index.index)
+
+    def vectors(self) -> NDArray[np.float32]:
+        """Return all vectors, `float32[n, dim]`, in the order of `ids`."""
+        return self._flat.reconstruct_n(0, len(self))  # type: ignore[no-any-return]
+
+    def check(self) -> None:
+        """Check every byte of the file that was opened.
+
+        Raises:
+            IndexFileError: it is damaged.
+        """
+        if self._file is not None:
+            self._file.check_all()
 
     def _count(self) -> int:
         return int(self._index.ntotal)
 
     def _add(self, ids: NDArray[np.int64], vectors: NDArray[np.float32]) -> None:
-        if np.isin(ids, faiss.vector_to_array(self._index.id_map)).any():
+        if len(self._rows_of(ids)):
             raise ValueError("an id is in use already; remove it first")
         self._own()
         self._index.add_with_ids(vectors, ids)
@@ -103,32 +131,26 @@ class FaissIndex(VectorIndex):
         effort: int | None,
         among: NDArray[np.int64] | None,
     ) -> Neighbors:
-        parameters = None
-        if among is not None:
-            selector = faiss.IDSelectorBatch(among)
-            parameters = faiss.SearchParameters(sel=selector)  # type: ignore[call-arg]
-        scores, ids = self._index.search(queries, k, params=parameters)
-        return Neighbors(ids, scores)
+        n = len(self)
+        ids = faiss.rev_swig_ptr(self._index.id_map.data(), n)
+        allowed = None if among is None else self._rows_of(among)
+        with one_thread_for_one(len(queries)):
+            scores, rows = scan(self._flat, queries, k, allowed)
+        if self._file is not None and self._file.rows is not None:
+            self._file.check_rows(rows[rows >= 0])
+        return Neighbors(np.where(rows < 0, -1, ids[rows]), scores)
 
     def _remove(self, ids: NDArray[np.int64]) -> int:
         self._own()
         return int(self._index.remove_ids(ids))
 
+    def _rows_of(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        if self._id_map is None:
+            self._id_map = IdMap(self.ids)
+        return self._id_map.rows(ids)
+
     def _own(self) -> None:
-        """Copy mapped vectors into memory: FAISS crashes when it changes a map of a file."""
+        """Get ready to change."""
+        self._id_map = None
         if self._mapped:
-            self._index = faiss.deserialize_index(faiss.serialize_index(self._index))
-            self._mapped = False
-
-
-def _is_plain(path: Path) -> bool:
-    """Say whether FAISS can open a file of this name itself, which mapping takes."""
-    try:
-        path_bytes = str(path).encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return os.name != "nt" or path_bytes.isascii()
-
-
-def _ending(length: int) -> bytes:
-    return _MARK + length.to_bytes(8, "little")
+            self._index, self._mapped, self._file = in_memory(self._index), False, None

@@ -14,11 +14,29 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from mmsearch import indexes
+from mmsearch.indexes import faiss_rows
 from mmsearch.indexes.base import IndexFileError, Neighbors, VectorIndex, replacing
 from mmsearch.indexes.exact import ExactIndex
 from mmsearch.indexes.faiss import FaissIndex
+from mmsearch.indexes.faiss_ivf import IvfIndex
 
-KINDS = [pytest.param(FaissIndex, id="faiss"), pytest.param(ExactIndex, id="exact")]
+
+class Lists(IvfIndex):
+    """Four lists, all of them looked into: the answers must be those of exact search."""
+
+    __module__ = "mmsearch.indexes.faiss"
+
+    def __init__(self, dim: int) -> None:
+        sample = vectors(50, max(1, dim), seed=8)
+        super().__init__(dim, sample[:4], sample)
+        self.effort = 4
+
+
+KINDS = [
+    pytest.param(FaissIndex, id="faiss"),
+    pytest.param(Lists, id="lists"),
+    pytest.param(ExactIndex, id="exact"),
+]
 HALF = 2e-3
 """What storing vectors in half precision may move a score by."""
 
@@ -149,9 +167,15 @@ def test_ids_keep_all_64_bits(kind: type[VectorIndex], tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("among", [[], [3], [0, 3, 6, 9, 9], [1, 2], [3, 4, 10**15], range(600)])
-def test_only_the_ids_asked_for_are_returned(among: Any) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("few", [True, False])
+def test_only_the_ids_asked_for_are_returned(
+    kind: type[VectorIndex], among: Any, few: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not few:
+        monkeypatch.setattr(faiss_rows, "FEW_ROWS", 0)
     queries, allowed = vectors(5, seed=1), np.array(list(among), dtype=np.int64)
-    found = filled(FaissIndex).search(queries, 6, among=allowed)
+    found = filled(kind).search(queries, 6, among=allowed)
     assert_same(found, filled(ExactIndex).search(queries, 6, among=allowed))
     assert set(found.ids[found.ids >= 0].tolist()) <= set(allowed.tolist())
 
@@ -377,13 +401,14 @@ steps = st.lists(
 
 
 @settings(
-    max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(steps=steps, k=st.integers(1, 20))
+@pytest.mark.parametrize("kind", KINDS[:2])
 def test_any_history_gives_the_answers_of_exact_search(
-    steps: list[tuple[str, list[int], int]], k: int, tmp_path: Path
+    kind: type[VectorIndex], steps: list[tuple[str, list[int], int]], k: int, tmp_path: Path
 ) -> None:
-    index: VectorIndex = FaissIndex(8)
+    index = kind(8)
     oracle, held = ExactIndex(8), set[int]()
     queries = vectors(3, dim=8, seed=100)
     for step, keys, number in steps:
@@ -399,7 +424,7 @@ def test_any_history_gives_the_answers_of_exact_search(
                 held -= set(keys)
             case "reopen":
                 index.save(tmp_path / "index")
-                index = FaissIndex.open(tmp_path / "index", mmap=bool(number))
+                index = kind.open(tmp_path / "index", mmap=bool(number))
             case "among":
                 found = index.search(queries, number, among=keys)
                 assert_same(found, oracle.search(queries, number, among=keys))

@@ -1,0 +1,200 @@
+"""Files that tell what they hold and notice when it was damaged.
+
+    content   what an index wrote; part of it may be rows of one length
+    tables    a CRC-32 for each block of the content, uint32
+    facts     JSON
+    ending    lengths of content and facts, CRC-32 of tables and facts, a mark
+
+A torn file has no ending. Rot is found by the block: what is small is checked on opening, rows when
+they first decide an answer (a block holds whole rows, so that this reads little), everything by
+`check_all`. What is checked is the mapped memory itself, so it is what was used.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import struct
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+
+from mmsearch.indexes.base import IndexFileError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+__all__ = ["CheckedFile", "Rows", "read_facts", "seal"]
+
+_MARK = b"mmindex2"
+_ENDING = struct.Struct("<QQI8s")
+_BLOCK = 1 << 20
+_ROW_BLOCK = 8 << 10
+CHECKED_ON_OPENING = 128 << 20
+"""Bytes beside rows up to which opening checks them (about 0.5 ms a MiB)."""
+SMALL = 16 << 20
+"""Bytes of rows up to which opening checks them too."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Where rows of one length lie in the content, in bytes.
+
+    Attributes:
+        start: where the first begins.
+        count: how many there are.
+        length: of each.
+    """
+
+    start: int
+    count: int
+    length: int
+
+    @property
+    def stop(self) -> int:
+        """Where the last ends."""
+        return self.start + self.count * self.length
+
+    @property
+    def block(self) -> int:
+        """Bytes in one checked block: whole rows."""
+        return max(1, _ROW_BLOCK // max(1, self.length)) * self.length
+
+
+def seal(file: BinaryIO, facts: dict[str, Any], rows: Rows | None = None) -> None:
+    """Append tables, facts and ending to a file (open for reading and writing) of content."""
+    length = file.seek(0, 2)
+    facts = facts | {"written": secrets.token_hex(8)}
+    facts["rows"] = None if rows is None else [rows.start, rows.count, rows.length]
+    tables = bytearray()
+    for start, stop, block in _sections(length, rows):
+        file.seek(start)
+        for at in range(start, stop, block):
+            tables += zlib.crc32(file.read(min(block, stop - at))).to_bytes(4, "little")
+    text = json.dumps(facts).encode()
+    file.seek(0, 2)
+    file.write(tables + text)
+    file.write(_ENDING.pack(length, len(text), zlib.crc32(tables + text), _MARK))
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """Return what the writer said of a file.
+
+    Raises:
+        IndexFileError: the file is missing, torn or of another kind.
+    """
+    return CheckedFile(path).facts
+
+
+class CheckedFile:
+    """A file that `seal` ended.
+
+    Attributes:
+        path: the file.
+        facts: what its writer said of it.
+        length: bytes of content.
+        rows: where its rows lie; None where it has none.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Read the ending of a file.
+
+        Raises:
+            IndexFileError: the file is missing, torn or of another kind.
+        """
+        self.path = path
+        try:
+            with path.open("rb") as file:
+                size = file.seek(0, 2)
+                file.seek(max(0, size - _ENDING.size))
+                ending = file.read()
+                torn = IndexFileError(f"{path} is torn, or no index of mmsearch")
+                if len(ending) < _ENDING.size or ending[-len(_MARK) :] != _MARK:
+                    raise torn
+                self.length, facts_length, crc, _ = _ENDING.unpack(ending)
+                rest = size - _ENDING.size - self.length
+                if not 0 <= facts_length <= rest:
+                    raise torn
+                file.seek(self.length)
+                tables_and_facts = file.read(rest)
+        except OSError as error:
+            raise IndexFileError(f"{path} cannot be read: {error.strerror}") from error
+        if zlib.crc32(tables_and_facts) != crc:
+            raise IndexFileError(f"{path} is torn or damaged: its ending does not fit")
+        self.facts: dict[str, Any] = json.loads(tables_and_facts[rest - facts_length :])
+        place = self.facts.pop("rows")
+        self.rows = None if place is None else Rows(*place)
+        table = np.frombuffer(tables_and_facts[: rest - facts_length], dtype="<u4")
+        sections = list(_sections(self.length, self.rows))
+        counts = [-(-(stop - start) // block) for start, stop, block in sections]
+        if sum(counts) != len(table):
+            raise IndexFileError(f"{path} is damaged: its tables do not fit its content")
+        cuts = np.cumsum(counts)[:-1]
+        self._tables = list(zip(sections, np.split(table, cuts), strict=True))
+        self._content: NDArray[np.uint8] | None = None
+        self._seen: NDArray[np.bool_] | None = None
+
+    def check_on_opening(self) -> None:
+        """Check what opening can afford to.
+
+        Raises:
+            IndexFileError: a block is damaged.
+        """
+        row_bytes = 0 if self.rows is None else self.rows.stop - self.rows.start
+        if self.length - row_bytes <= CHECKED_ON_OPENING:
+            for section in (0, 2):
+                self._check_section(section)
+        if row_bytes <= SMALL:
+            self._check_section(1)
+
+    def check_all(self) -> None:
+        """Check every block (about half a second a GiB).
+
+        Raises:
+            IndexFileError: a block is damaged.
+        """
+        for section in range(3):
+            self._check_section(section)
+
+    def check_rows(self, rows: NDArray[np.int64]) -> None:
+        """Check the blocks that hold these rows, where that was not done before.
+
+        Raises:
+            IndexFileError: one is damaged.
+        """
+        assert self.rows is not None
+        (start, stop, size), table = self._tables[1]
+        if self._seen is None:
+            self._seen = np.zeros(len(table), dtype=np.bool_)
+        blocks = rows // (size // self.rows.length)
+        for block in set(blocks[~self._seen[blocks]].tolist()):
+            at = start + block * size
+            self._check_block(at, min(at + size, stop), table, block)
+            self._seen[block] = True
+
+    def _check_section(self, number: int) -> None:
+        (start, stop, size), table = self._tables[number]
+        for block, at in enumerate(range(start, stop, size)):
+            self._check_block(at, min(at + size, stop), table, block)
+        if number == 1:
+            self._seen = np.ones(len(table), dtype=np.bool_)
+
+    def _check_block(self, start: int, stop: int, table: NDArray[np.uint32], block: int) -> None:
+        if self._content is None:
+            self._content = np.memmap(self.path, np.uint8, "r", shape=(self.length,))
+        if zlib.crc32(self._content[start:stop]) != int(table[block]):
+            raise IndexFileError(f"{self.path} is damaged between bytes {start:,} and {stop:,}")
+
+
+def _sections(length: int, rows: Rows | None) -> Iterator[tuple[int, int, int]]:
+    """Yield start, stop and block size of what is before, in and after the rows."""
+    if rows is None:
+        rows = Rows(length, 0, 1)
+    yield 0, rows.start, _BLOCK
+    yield rows.start, rows.stop, rows.block
+    yield rows.stop, length, _BLOCK

@@ -1,0 +1,283 @@
+"""Which index to build: exact while that is fast enough, otherwise tuned on its own vectors."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mmsearch.indexes.base import VectorIndex
+from mmsearch.indexes.faiss import FaissIndex
+from mmsearch.indexes.faiss_ivf import IvfIndex, Kind, train
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Vectors = NDArray[np.float16] | NDArray[np.float32]
+
+__all__ = ["Settings", "build", "outgrown"]
+
+logger = logging.getLogger(__name__)
+
+K = 10
+"""Recall is measured among the first ten."""
+HELD_OUT = 1_000
+"""Vectors kept aside as queries: one half of them tunes, the other measures."""
+OWN_QUERIES_FROM = 100
+"""With fewer queries of the other kind, they are imitated."""
+SHORTLISTS = (40, 100, 200, 400, 800)
+MARGIN = 0.1
+"""Share of the allowed loss by which tuning must do better: it chooses, so it flatters itself."""
+TIMED = 40
+ADDED_AT_ONCE = 1 << 15
+NEVER_BELOW = 10_000
+"""Vectors up to which an exact scan is a matter of course (k-means has nothing to gain)."""
+TRAINED_PER_LIST = 64
+GROWTH = 3.0
+"""From so many times the vectors it was trained for, an index is made anew."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What is asked of an index.
+
+    Attributes:
+        recall: the share of the true first ten that must be found; 1 means exact search.
+        exact_ms: search is exact as long as one query takes no more milliseconds on one core.
+        memory_bytes: what searching may keep in memory; None where it does not matter. Vectors in
+            half precision that do not fit are read from the disk for the shortlist alone.
+    """
+
+    recall: float = 0.99
+    exact_ms: float = 25.0
+    memory_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 0.5 <= self.recall <= 1:
+            raise ValueError(f"recall must be between 0.5 and 1, not {self.recall}")
+
+
+Progress = Callable[[str, int, int], None]
+
+
+def build(
+    ids: NDArray[np.int64],
+    vectors: Vectors,
+    settings: Settings,
+    *,
+    queries: NDArray[np.float32] | None = None,
+    kind: Kind | None = None,
+    seed: int = 0,
+    progress: Progress = lambda *_: None,
+) -> VectorIndex:
+    """Return the index that fits `float16` or `float32[n, dim]` unit vectors best.
+
+    An approximate one is tuned on vectors held out of it and on `queries`, to the cheapest search
+    that reaches `settings.recall` with both. Its facts tell what was measured, on other queries of
+    both kinds.
+
+    Args:
+        ids: `int64[n]`.
+        vectors: float16 or `float32[n, dim]`, unit rows.
+        settings: what is asked of it.
+        queries: `float32[q, dim]`, a sample of what is asked and comes from elsewhere (text vectors
+            where pictures are searched). They are imitated where fewer than a hundred are given,
+            which the index's facts say.
+        kind: build this kind of approximate index whatever exact search would take.
+        seed: of samples.
+        progress: called with a stage, how much of it is done and how much there is.
+    """
+    n, dim = vectors.shape
+    flat: FaissIndex | None = None
+    fits = settings.memory_bytes is None or n * (2 * dim + 8) <= settings.memory_bytes
+    if kind is None:
+        if n <= NEVER_BELOW or settings.recall == 1 or fits:
+            flat = FaissIndex(dim)
+            _add(flat, ids, vectors, lambda done, total: progress("index", done, total))
+            took = _milliseconds(flat, vectors[:5].astype(np.float32)) if n else 0.0
+            flat.facts = _facts(settings, n) | {"latency_ms": {"p50": round(took, 3)}}
+            if n <= NEVER_BELOW or settings.recall == 1 or took <= settings.exact_ms:
+                return flat
+        kind = _kind(n, dim, settings.memory_bytes)
+    return _approximate(ids, vectors, flat, settings, queries, kind, seed, progress)
+
+
+def outgrown(index: VectorIndex, settings: Settings) -> bool:
+    """Say whether an index that grew, or what is asked of it, calls for another one."""
+    facts: dict[str, Any] = getattr(index, "facts", {})
+    if facts.get("settings") != asdict(settings):
+        return True
+    n, built_for = len(index), max(1, facts["built_for"])
+    if n <= max(NEVER_BELOW, 1.2 * built_for) and n >= built_for / GROWTH:
+        return False
+    if not index.exact:
+        return n > GROWTH * built_for or n < built_for / GROWTH
+    took = facts["latency_ms"]["p50"] * n / built_for
+    return settings.recall < 1 and took > settings.exact_ms
+
+
+def _kind(n: int, dim: int, memory_bytes: int | None) -> Kind:
+    codes = n * (dim // 8 + 24)
+    if memory_bytes is not None and codes > memory_bytes:
+        logger.warning(
+            "the smallest index takes %.1f GB of memory, more than the %.1f GB allowed",
+            codes / 1e9,
+            memory_bytes / 1e9,
+        )
+    # One bit a coordinate: faster than eight at every recall that was measured, in less memory.
+    return "ivf-rabitq"
+
+
+def _facts(settings: Settings, n: int) -> dict[str, Any]:
+    return {"settings": asdict(settings), "built_for": n}
+
+
+def _approximate(
+    ids: NDArray[np.int64],
+    vectors: Vectors,
+    flat: FaissIndex | None,
+    settings: Settings,
+    queries: NDArray[np.float32] | None,
+    kind: Kind,
+    seed: int,
+    progress: Progress,
+) -> VectorIndex:
+    generator = np.random.default_rng(seed)
+    n = len(vectors)
+    held_out = np.sort(generator.choice(n, min(HELD_OUT, n // 10), replace=False))
+    rest = np.delete(np.arange(n), held_out)
+    lists = max(4, min(1 << round(math.log2(4 * math.sqrt(n))), n // 8))
+    sample = np.sort(
+        generator.choice(rest, min(TRAINED_PER_LIST * lists, len(rest)), replace=False)
+    )
+    index = train(
+        vectors[sample].astype(np.float32),
+        lists,
+        kind,
+        progress=lambda done, total: progress("train", done, total),
+    )
+    own = vectors[held_out].astype(np.float32)
+    others, origin = _other_queries(queries, own, generator)
+    truth = flat
+    if truth is None:
+        truth = FaissIndex(vectors.shape[1])
+        _add(truth, ids, vectors)
+    # What is held out of the index must not be found by comparing everything either.
+    truth.remove(ids[held_out])
+    asked = {"own": own, "others": others}
+    right = {name: truth.search(rows, K).ids for name, rows in asked.items()}
+    del truth, flat
+    _add(index, ids[rest], vectors[rest], lambda done, total: progress("index", done, total))
+    halves = {
+        part: {name: (rows[start::2], right[name][start::2]) for name, rows in asked.items()}
+        for start, part in enumerate(("tuning", "measuring"))
+    }
+    _tune(index, halves["tuning"], settings.recall, lambda d, t: progress("tune", d, t))
+    recall = {name: _recall(index, *pair) for name, pair in halves["measuring"].items()}
+    times = _times(index, others)
+    index.add(ids[held_out], own)
+    index.facts = _facts(settings, n) | {
+        "recall": {name: round(value, 4) for name, value in recall.items()},
+        "others": origin,
+        "queries": {name: len(pair[0]) for name, pair in halves["measuring"].items()},
+        "latency_ms": {f"p{p}": round(float(np.percentile(times, p)), 3) for p in (50, 95)},
+    }
+    return index
+
+
+def _other_queries(
+    queries: NDArray[np.float32] | None,
+    own: NDArray[np.float32],
+    generator: np.random.Generator,
+) -> tuple[NDArray[np.float32], str]:
+    """Return queries that come from elsewhere, and whether they were given or imitated.
+
+    The vectors of texts lie apart from those of pictures by an offset that is much the same for
+    all, and scatter (Liang et al., "Mind the Gap", 2022): searching from there is harder.
+    """
+    if queries is not None and len(queries) >= OWN_QUERIES_FROM:
+        chosen = generator.choice(len(queries), min(HELD_OUT, len(queries)), replace=False)
+        return np.ascontiguousarray(queries[chosen], dtype=np.float32), "given"
+    dim = own.shape[1]
+    offset = generator.normal(size=dim) * 0.9 / math.sqrt(dim)
+    scatter = generator.normal(size=own.shape) * 0.5 / math.sqrt(dim)
+    moved = own + offset + scatter
+    return (moved / np.linalg.norm(moved, axis=1, keepdims=True)).astype(np.float32), "imitated"
+
+
+def _tune(
+    index: IvfIndex,
+    asked: dict[str, tuple[NDArray[np.float32], NDArray[np.int64]]],
+    target: float,
+    progress: Callable[[int, int], None],
+) -> None:
+    """Set the effort and the shortlist that reach the target soonest."""
+    needed = target + MARGIN * (1 - target)
+    best: tuple[float, int, int] | None = None
+    efforts = list(_efforts(index.lists))
+    start = 0
+    for done, shortlist in enumerate(SHORTLISTS):
+        progress(done, len(SHORTLISTS))
+        index.shortlist = shortlist
+        # A longer shortlist never needs more lists than a shorter one did.
+        for effort in efforts[start:]:
+            index.effort = effort
+            if min(_recall(index, *pair) for pair in asked.values()) >= needed:
+                hardest = asked["others"][0]
+                took = float(np.median(_times(index, hardest)))
+                if best is None or took < best[0]:
+                    best = took, effort, shortlist
+                efforts = [e for e in efforts if e <= effort]
+                break
+    progress(len(SHORTLISTS), len(SHORTLISTS))
+    if best is None:
+        logger.warning("no setting reaches a recall of %s; every vector is compared", target)
+        index.effort = index.lists
+    else:
+        _, index.effort, index.shortlist = best
+
+
+def _efforts(lists: int) -> Iterator[int]:
+    """Yield rising numbers of lists, each about 1.4 times the one before, up to half of all."""
+    steps = [round(2 ** (i / 2)) for i in range(2, 2 * int(math.log2(max(4, lists))))]
+    yield from (a for a, b in pairwise([*steps, 0]) if a != b and a < lists)
+
+
+def _recall(index: VectorIndex, queries: NDArray[np.float32], right: NDArray[np.int64]) -> float:
+    found = index.search(queries, K).ids
+    hits = (found[:, :, None] == right[:, None, :]) & (right >= 0)[:, None, :]
+    return float(hits.sum() / max(1, (right >= 0).sum()))
+
+
+def _times(index: VectorIndex, queries: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return what each of some queries takes, in milliseconds, one after the other."""
+    return np.array([_milliseconds(index, query[None]) for query in queries[:TIMED]])
+
+
+def _milliseconds(index: VectorIndex, queries: NDArray[np.float32]) -> float:
+    """Return what one of a few queries takes at best: other programs only ever add to it."""
+    best = math.inf
+    for query in queries:
+        started = time.perf_counter()
+        index.search(query, K)
+        best = min(best, time.perf_counter() - started)
+    return 1000 * best
+
+
+def _add(
+    index: VectorIndex,
+    ids: NDArray[np.int64],
+    vectors: Vectors,
+    progress: Callable[[int, int], None] = lambda *_: None,
+) -> None:
+    for start in range(0, len(ids), ADDED_AT_ONCE):
+        some = slice(start, start + ADDED_AT_ONCE)
+        progress(start, len(ids))
+        index.add(ids[some], vectors[some])
+    progress(len(ids), len(ids))

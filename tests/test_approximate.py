@@ -1,0 +1,377 @@
+"""Indexes that look in part of the vectors, indexes that grow, and files that rot."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from mmsearch import indexes
+from mmsearch.indexes import checked_file, faiss_ivf
+from mmsearch.indexes.base import IndexFileError, VectorIndex
+from mmsearch.indexes.checked_file import CheckedFile
+from mmsearch.indexes.exact import ExactIndex
+from mmsearch.indexes.faiss import FaissIndex
+from mmsearch.indexes.faiss_ivf import IvfIndex, Kind, train
+from mmsearch.indexes.grown import GrownIndex
+
+DIM, N = 32, 3_000
+IDS = np.arange(N) * 3 + 2**40
+
+
+def clusters(n: int, seed: int) -> NDArray[np.float32]:
+    """Vectors around 60 centres, as embeddings of pictures are."""
+    centres = np.random.default_rng(0).normal(size=(60, DIM))
+    generator = np.random.default_rng(seed)
+    rows = centres[generator.integers(0, 60, n)] + 0.9 * generator.normal(size=(n, DIM))
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+BASE, QUERIES = clusters(N, 1), clusters(100, 2)
+
+
+@pytest.fixture(scope="module", params=["ivf-rabitq", "ivf-sq8"])
+def saved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    index = train(BASE, 40, request.param, iterations=4)
+    index.add(IDS, BASE)
+    index.effort, index.shortlist = 16, 80
+    path = tmp_path_factory.mktemp(request.param) / "index"
+    index.save(path)
+    return path
+
+
+def oracle() -> ExactIndex:
+    index = ExactIndex(DIM)
+    index.add(IDS, BASE)
+    return index
+
+
+def overlap(found: NDArray[np.int64], right: NDArray[np.int64]) -> float:
+    pairs = zip(found.tolist(), right.tolist(), strict=True)
+    return float(np.mean([len(set(a) & set(b)) / len(set(b)) for a, b in pairs]))
+
+
+def true_score(index: VectorIndex, queries: NDArray[np.float32], ids: NDArray[np.int64]) -> None:
+    """Whatever is found, its score is that of the vector itself."""
+    found = index.search(queries, 10)
+    for query, row, scores in zip(queries, found.ids, found.scores, strict=True):
+        np.testing.assert_allclose(scores, BASE[(row - ids[0]) // 3] @ query, atol=2e-3)
+
+
+@pytest.mark.parametrize("mmap", [True, False])
+def test_part_of_the_lists_gives_most_of_the_answers_and_true_scores(
+    saved: Path, mmap: bool
+) -> None:
+    index = IvfIndex.open(saved, mmap=mmap)
+    right = oracle().search(QUERIES, 10)
+    assert not index.exact
+    assert overlap(index.search(QUERIES, 10).ids, right.ids) > 0.9
+    true_score(index, QUERIES, IDS)
+    # One by one as all at once.
+    batch = index.search(QUERIES, 10)
+    for i in range(20):
+        np.testing.assert_array_equal(index.search(QUERIES[i], 10).ids[0], batch.ids[i])
+
+
+def test_effort_buys_recall_for_one_call_alone(saved: Path) -> None:
+    index = IvfIndex.open(saved)
+    right = oracle().search(QUERIES, 10).ids
+    shares = [overlap(index.search(QUERIES, 10, effort=e).ids, right) for e in (1, 4, 16, 40)]
+    assert shares == sorted(shares)
+    assert shares[0] < shares[-1] - 0.05
+    assert shares[-1] > 0.995
+    before = index.search(QUERIES, 10).ids
+    index.search(QUERIES, 10, effort=1)
+    np.testing.assert_array_equal(index.search(QUERIES, 10).ids, before)
+
+
+@pytest.mark.parametrize("k", [1, 50, 700, N, N + 5])
+def test_k_answers_come_wherever_k_exist(saved: Path, k: int) -> None:
+    index = IvfIndex.open(saved)
+    found = index.search(QUERIES[:5], k, effort=1)
+    assert ((found.ids >= 0).sum(axis=1) == min(k, N)).all()
+    assert all(len(set(row[row >= 0].tolist())) == min(k, N) for row in found.ids)
+
+
+@pytest.mark.parametrize("m", [1, 10, 400, 2_500])
+@pytest.mark.parametrize("exact_up_to", [0, 50_000])
+def test_filters_give_k_and_are_exact_where_few_are_left(
+    saved: Path, m: int, exact_up_to: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(faiss_ivf, "EXACT_AMONG", exact_up_to)
+    among = np.random.default_rng(m).choice(IDS, m, replace=False)
+    index, right = IvfIndex.open(saved), oracle().search(QUERIES, 10, among=among)
+    found = index.search(QUERIES, 10, among=np.append(among, [5, 2**60]))
+    assert set(found.ids[found.ids >= 0].tolist()) <= set(among.tolist())
+    np.testing.assert_array_equal(found.ids < 0, right.ids < 0)
+    if exact_up_to:
+        np.testing.assert_allclose(found.scores, right.scores, atol=2e-3)
+    else:
+        assert overlap(found.ids, right.ids) > 0.9
+
+
+def test_a_file_says_what_was_measured(saved: Path) -> None:
+    index = IvfIndex.open(saved)
+    assert index.recall is None
+    index.facts = {"recall": {"images": 0.99, "texts": 0.97}}
+    index.save(saved.with_name("other"))
+    opened = indexes.open(saved.with_name("other"))
+    assert opened.recall == 0.97
+    assert isinstance(opened, IvfIndex)
+    assert (opened.effort, opened.shortlist, opened.kind) == (16, 80, index.kind)
+
+
+def test_the_place_of_the_vectors_in_the_file_is_known(saved: Path, tmp_path: Path) -> None:
+    flat = FaissIndex(DIM)
+    flat.add(IDS, BASE)
+    flat.save(tmp_path / "flat")
+    for path in (saved, tmp_path / "flat"):
+        rows = CheckedFile(path).rows
+        assert rows is not None
+        content = path.read_bytes()[rows.start : rows.stop]
+        stored = np.frombuffer(content, dtype="<f2").reshape(N, DIM)
+        np.testing.assert_allclose(stored, BASE, atol=5e-4)
+
+
+# Histories.
+
+KEYS = [*range(20), 2**41, 2**62]
+few = st.lists(st.sampled_from(KEYS), max_size=8, unique=True)
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("add"), few, st.integers(0, 99)),
+        st.tuples(st.just("remove"), few, st.just(0)),
+        st.tuples(st.just("reopen"), st.just([]), st.integers(0, 1)),
+        st.tuples(st.just("merge"), st.just([]), st.just(0)),
+        st.tuples(st.just("among"), few, st.integers(1, 9)),
+    ),
+    max_size=14,
+)
+
+
+def start(kind: str, effort: int) -> FaissIndex | IvfIndex:
+    if kind == "flat":
+        return FaissIndex(DIM)
+    index = IvfIndex(DIM, clusters(6, 3), clusters(50, 4), kind="ivf-rabitq")
+    index.effort, index.shortlist = effort, 2
+    return index
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(steps=STEPS, k=st.integers(1, 25))
+@pytest.mark.parametrize("kind", ["flat", "lists"])
+def test_any_history_of_a_grown_index_gives_the_answers_of_exact_search(
+    kind: str, steps: list[tuple[str, list[int], int]], k: int, tmp_path: Path
+) -> None:
+    base = start(kind, effort=6)
+    base.add(KEYS[:12], clusters(12, 5))
+    right = ExactIndex(DIM)
+    right.add(KEYS[:12], clusters(12, 5))
+    held, saves = set(KEYS[:12]), 0
+    base.save(tmp_path / "base 0")
+    index = GrownIndex(indexes.open(tmp_path / "base 0"), tmp_path / "base 0")  # type: ignore[arg-type]
+    for step, keys, number in steps:
+        match step:
+            case "add":
+                new = [key for key in keys if key not in held]
+                for each in (index, right):
+                    each.add(new, clusters(len(new), number))
+                held |= set(new)
+                for key in sorted(held)[:1]:
+                    with pytest.raises(ValueError, match="in use"):
+                        index.add([key], clusters(1, 0))
+            case "remove":
+                assert index.remove(keys) == right.remove(keys) == len(held & set(keys))
+                held -= set(keys)
+            case "reopen":
+                saves += 1
+                index.save(tmp_path / f"changes {saves}")
+                opened = indexes.open(tmp_path / f"changes {saves}", mmap=bool(number))
+                assert isinstance(opened, GrownIndex)
+                index = opened
+            case "merge":
+                saves += 1
+                path = tmp_path / f"base {saves}"
+                index.merged().save(path)
+                index = GrownIndex(indexes.open(path), path)  # type: ignore[arg-type]
+            case "among":
+                found = index.search(QUERIES[:3], number, among=keys)
+                expected = right.search(QUERIES[:3], number, among=keys)
+                np.testing.assert_allclose(found.scores, expected.scores, atol=2e-3)
+                np.testing.assert_array_equal(found.ids, expected.ids)
+        assert len(index) == len(held)
+        assert set(index.ids.tolist()) == held
+        found, expected = index.search(QUERIES[:3], k), right.search(QUERIES[:3], k)
+        np.testing.assert_allclose(found.scores, expected.scores, atol=2e-3)
+        assert [set(row) for row in found.ids.tolist()] == [
+            set(row) for row in expected.ids.tolist()
+        ] or k < len(held)
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(steps=STEPS, k=st.integers(1, 25))
+def test_a_hasty_search_never_returns_what_is_gone_and_always_k(
+    steps: list[tuple[str, list[int], int]], k: int, tmp_path: Path
+) -> None:
+    index: IvfIndex = start("lists", effort=1)  # type: ignore[assignment]
+    held: dict[int, NDArray[np.float32]] = {}
+    for step, keys, number in steps:
+        if step == "add":
+            new = [key for key in keys if key not in held]
+            rows = clusters(len(new), number)
+            index.add(new, rows)
+            held |= dict(zip(new, rows, strict=True))
+        elif step == "remove":
+            index.remove(keys)
+            for key in keys:
+                held.pop(key, None)
+        elif step in {"reopen", "merge"}:
+            index.save(tmp_path / "index")
+            index = IvfIndex.open(tmp_path / "index", mmap=bool(number))
+        found = index.search(QUERIES[:3], k)
+        for query, ids, scores in zip(QUERIES[:3], found.ids, found.scores, strict=True):
+            known = ids[ids >= 0].tolist()
+            assert len(known) == len(set(known)) == min(k, len(held))
+            true = [held[id_] @ query for id_ in known]
+            np.testing.assert_allclose(scores[: len(known)], true, atol=2e-3)
+
+
+def test_growing_writes_the_changes_alone_and_merging_is_for_many(tmp_path: Path) -> None:
+    base = FaissIndex(DIM)
+    base.add(IDS, BASE)
+    base.save(tmp_path / "base")
+    written = (tmp_path / "base").read_bytes()
+    index = GrownIndex(FaissIndex.open(tmp_path / "base"), tmp_path / "base")
+    index.add([1, 2], QUERIES[:2])
+    index.remove(IDS[:5])
+    index.save(tmp_path / "changes")
+    assert (tmp_path / "changes").stat().st_size < 2_000
+    assert (tmp_path / "base").read_bytes() == written
+    assert index.changes == 7
+    assert not index.worth_merging
+    again = indexes.open(tmp_path / "changes")
+    assert again.search(QUERIES[0], 1).ids.tolist() == [[1]]
+    assert again.has([1, int(IDS[0]), int(IDS[9])]).tolist() == [True, False, True]
+    # Elsewhere the file stands alone.
+    (tmp_path / "elsewhere").mkdir()
+    again.save(tmp_path / "elsewhere" / "index")
+    (tmp_path / "base").unlink()
+    assert len(indexes.open(tmp_path / "elsewhere" / "index")) == N - 3
+    with pytest.raises(IndexFileError, match="base"):
+        indexes.open(tmp_path / "changes")
+    base.save(tmp_path / "base")
+    with pytest.raises(IndexFileError, match="is not the one"):
+        indexes.open(tmp_path / "changes")
+
+
+# Rot.
+
+
+def rot(path: Path, at: int, length: int = 4096) -> None:
+    """Turn every bit of a part of a file."""
+    with path.open("r+b") as file:
+        file.seek(at)
+        old = file.read(length)
+        file.seek(at)
+        file.write(bytes(byte ^ 255 for byte in old))
+
+
+def test_rot_in_a_small_file_is_noticed_on_opening(saved: Path, tmp_path: Path) -> None:
+    content = saved.read_bytes()
+    path = tmp_path / "index"
+    for at in range(0, len(content), len(content) // 23):
+        path.write_bytes(content)
+        rot(path, at)
+        with pytest.raises(IndexFileError, match=r"damaged|torn"):
+            indexes.open(path)
+        for byte in (at, min(at + 5, len(content) - 1)):
+            path.write_bytes(content)
+            rot(path, byte, 1)
+            with pytest.raises(IndexFileError, match=r"damaged|torn"):
+                indexes.open(path, mmap=False)
+
+
+@pytest.mark.parametrize("kind", ["flat", "lists"])
+def test_rot_in_a_large_file_is_noticed_before_it_decides_an_answer(
+    kind: str, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checked_file, "SMALL", 0)
+    path = tmp_path / "index"
+    if kind == "flat":
+        flat = FaissIndex(DIM)
+        flat.add(IDS, BASE)
+        flat.save(path)
+    else:
+        path.write_bytes(saved.read_bytes())
+    rows = CheckedFile(path).rows
+    assert rows is not None
+    # The middle of the third block: rows 256 to 383.
+    rot(path, rows.start + 2 * rows.block + 10 * rows.length, 4 * rows.length)
+    index = indexes.open(path)
+    with pytest.raises(IndexFileError, match="damaged"):
+        index.check()
+    with pytest.raises(IndexFileError, match="damaged"):
+        index.search(BASE[300], 1)
+    if kind == "lists":
+        far = index.search(BASE[2_000], 1)
+        assert far.ids.tolist() == [[IDS[2_000]]]
+    with pytest.raises(IndexFileError, match="damaged"):
+        indexes.open(path, mmap=False)
+    rot(path, rows.stop + 20, 8)
+    with pytest.raises(IndexFileError, match="damaged"):
+        indexes.open(path)
+
+
+SAVER = """
+import os, sys
+from pathlib import Path
+from mmsearch import indexes
+index = indexes.open(Path(sys.argv[1]))
+index.add([1], index.search([1] + [0] * 31, 1).scores.repeat(32, 1) * 0 + 32 ** -0.5)
+path, stop, count = sys.argv[2], int(sys.argv[3]), 0
+def die(event, arguments):
+    global count
+    # Every system call that Python makes for a file, and every write of FAISS's stream.
+    if event in ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "tempfile.mkdtemp"):
+        count += 1
+        if count == stop:
+            os.kill(os.getpid(), 9)
+sys.addaudithook(die)
+index.save(Path(path))
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="kills a process")
+def test_killed_at_any_step_of_saving_the_old_or_the_new_index_is_there(
+    saved: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "index"
+    path.write_bytes(saved.read_bytes())
+    sizes = set()
+    for stop in range(1, 30):
+        done = subprocess.run([sys.executable, "-c", SAVER, str(saved), str(path), str(stop)])
+        sizes.add(len(indexes.open(path)))
+        if done.returncode == 0:
+            break
+        assert done.returncode == -signal.SIGKILL
+    assert done.returncode == 0
+    assert stop > 3
+    assert sizes == {N, N + 1}
+
+
+def test_kinds_that_do_not_exist_are_refused() -> None:
+    kind: Kind = "hnsw"  # type: ignore[assignment]
+    with pytest.raises(KeyError):
+        train(BASE, 4, kind)
