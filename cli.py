@@ -14,6 +14,7 @@ from mmsearch.retrieval.commands.evaluate import evaluate
 from mmsearch.retrieval.commands.index import index
 from mmsearch.retrieval.commands.migrate import migrate
 from mmsearch.retrieval.commands.models import models
+from mmsearch.retrieval.commands.optimize import optimize
 from mmsearch.retrieval.commands.options import EXIT_INTERRUPTED
 from mmsearch.retrieval.commands.query import query
 from mmsearch.retrieval.commands.status import status
@@ -69,7 +70,7 @@ def _options(
     """Find pictures with words, and words with pictures. Offline, on your own machine."""
 
 
-for command in (index, query, evaluate, train, tune, migrate, models, status):
+for command in (index, query, evaluate, train, tune, migrate, models, optimize, status):
     app.command()(command)
 
 

@@ -9,14 +9,26 @@ from mmsearch.indexes.base import IndexFileError, Neighbors, VectorIndex
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+    from typing import Any
 
-    from numpy.typing import ArrayLike
+    import numpy as np
+    from numpy.typing import ArrayLike, NDArray
 
-    from mmsearch.indexes.faiss_ivf import Kind
+    from mmsearch.indexes.choice import Choice
 
     Progress = Callable[[str, int, int], None]
 
-__all__ = ["IndexFileError", "Neighbors", "VectorIndex", "build", "open"]
+__all__ = [
+    "IndexFileError",
+    "Neighbors",
+    "VectorIndex",
+    "base_of",
+    "build",
+    "grow",
+    "open",
+    "outgrown",
+    "settings_of",
+]
 
 
 def build(
@@ -27,7 +39,7 @@ def build(
     queries: ArrayLike | None = None,
     memory_bytes: int | None = None,
     exact_ms: float = 25.0,
-    kind: Kind | None = None,
+    kind: Choice | None = None,
     progress: Progress = lambda *_: None,
 ) -> VectorIndex:
     """Return the index that fits `float32[n, dim]` unit vectors under `int64[n]` ids.
@@ -44,7 +56,7 @@ def build(
             `vectors` (texts that look for pictures); imitated where fewer than 100 are given.
         memory_bytes: what searching may keep in memory.
         exact_ms: how long an exact scan may take.
-        kind: an approximate index of this kind, whatever a scan takes.
+        kind: this kind of index (`flat`, `ivf-rabitq`, `ivf-sq8`), whatever a scan takes.
         progress: called with a stage, how much of it is done and how much there is.
 
     Raises:
@@ -80,3 +92,59 @@ def open(path: Path, *, mmap: bool = True) -> VectorIndex:
     if file.facts.get("kind") == "grown":
         return GrownIndex.read_from(file, mmap=mmap)
     return open_whole(file, mmap=mmap)
+
+
+def grow(path: Path, changed: NDArray[np.int64], ids: ArrayLike, vectors: ArrayLike) -> VectorIndex:
+    """Open a saved index and apply changes, at the cost of these; save it under another name.
+
+    Args:
+        path: the file; it must stay where it is for what is saved beside it, unless `base_path`
+            of what is returned names another one, or None.
+        changed: `int64[m]`, what was added, replaced or removed.
+        ids: those of `changed` that are there now.
+        vectors: theirs.
+
+    Raises:
+        IndexFileError: the file is missing, torn, damaged or of another kind.
+    """
+    from mmsearch.indexes.grown import GrownIndex
+
+    index = open(path)
+    grown = index if isinstance(index, GrownIndex) else GrownIndex(index, path)
+    grown.remove(changed)
+    grown.add(ids, vectors)
+    if not grown.worth_merging:
+        return grown
+    # What rotted must not get a new checksum.
+    grown.check()
+    return grown.merged()
+
+
+def outgrown(index: VectorIndex) -> bool:
+    """Say whether an index has grown, or shrunk, so much that `build` would make another."""
+    from mmsearch.indexes import choice
+
+    return choice.outgrown(index)
+
+
+def base_of(path: Path) -> Path:
+    """Return the file that holds most of a saved index: another one where it has grown.
+
+    Raises:
+        IndexFileError: the file is missing, torn or of another kind.
+    """
+    from mmsearch.indexes.checked_file import CheckedFile
+
+    facts = CheckedFile(path).facts
+    return path.with_name(facts["base"]) if facts.get("kind") == "grown" else path
+
+
+def settings_of(path: Path) -> dict[str, Any] | None:
+    """Return what `build` was asked for, as its keyword arguments; None where no file says."""
+    from mmsearch.indexes.checked_file import CheckedFile
+
+    try:
+        settings: dict[str, Any] | None = CheckedFile(base_of(path)).facts.get("settings")
+    except IndexFileError:
+        return None
+    return settings

@@ -12,8 +12,8 @@ they first decide an answer (a block holds whole rows, so that this reads little
 
 from __future__ import annotations
 
+import hashlib
 import json
-import secrets
 import struct
 import zlib
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["CheckedFile", "Rows", "read_facts", "seal"]
+__all__ = ["CheckedFile", "Rows", "seal"]
 
 _MARK = b"mmindex2"
 _ENDING = struct.Struct("<QQI8s")
@@ -69,26 +69,17 @@ class Rows:
 def seal(file: BinaryIO, facts: dict[str, Any], rows: Rows | None = None) -> None:
     """Append tables, facts and ending to a file (open for reading and writing) of content."""
     length = file.seek(0, 2)
-    facts = facts | {"written": secrets.token_hex(8)}
-    facts["rows"] = None if rows is None else [rows.start, rows.count, rows.length]
+    facts = facts | {"rows": None if rows is None else [rows.start, rows.count, rows.length]}
     tables = bytearray()
     for start, stop, block in _sections(length, rows):
         file.seek(start)
         for at in range(start, stop, block):
             tables += zlib.crc32(file.read(min(block, stop - at))).to_bytes(4, "little")
+    facts["content"] = hashlib.sha256(tables).hexdigest()[:32]
     text = json.dumps(facts).encode()
     file.seek(0, 2)
     file.write(tables + text)
     file.write(_ENDING.pack(length, len(text), zlib.crc32(tables + text), _MARK))
-
-
-def read_facts(path: Path) -> dict[str, Any]:
-    """Return what the writer said of a file.
-
-    Raises:
-        IndexFileError: the file is missing, torn or of another kind.
-    """
-    return CheckedFile(path).facts
 
 
 class CheckedFile:
@@ -96,7 +87,7 @@ class CheckedFile:
 
     Attributes:
         path: the file.
-        facts: what its writer said of it.
+        facts: what its writer said of it; `content` is the same in files of the same content.
         length: bytes of content.
         rows: where its rows lie; None where it has none.
     """

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
     Vectors = NDArray[np.float16] | NDArray[np.float32]
 
-__all__ = ["Settings", "build", "outgrown"]
+__all__ = ["Choice", "Settings", "build", "outgrown"]
+
+Choice = Kind | Literal["flat"]
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +34,7 @@ HELD_OUT = 1_000
 OWN_QUERIES_FROM = 100
 """With fewer queries of the other kind, they are imitated."""
 SHORTLISTS = (40, 100, 200, 400, 800)
-MARGIN = 0.1
+MARGIN = 0.25
 """Share of the allowed loss by which tuning must do better: it chooses, so it flatters itself."""
 TIMED = 40
 ADDED_AT_ONCE = 1 << 15
@@ -72,7 +74,7 @@ def build(
     settings: Settings,
     *,
     queries: NDArray[np.float32] | None = None,
-    kind: Kind | None = None,
+    kind: Choice | None = None,
     seed: int = 0,
     progress: Progress = lambda *_: None,
 ) -> VectorIndex:
@@ -89,37 +91,47 @@ def build(
         queries: `float32[q, dim]`, a sample of what is asked and comes from elsewhere (text vectors
             where pictures are searched). They are imitated where fewer than a hundred are given,
             which the index's facts say.
-        kind: build this kind of approximate index whatever exact search would take.
+        kind: build this kind of index, whatever exact search would take.
         seed: of samples.
         progress: called with a stage, how much of it is done and how much there is.
     """
     n, dim = vectors.shape
     flat: FaissIndex | None = None
-    fits = settings.memory_bytes is None or n * (2 * dim + 8) <= settings.memory_bytes
-    if kind is None:
-        if n <= NEVER_BELOW or settings.recall == 1 or fits:
+    if kind in (None, "flat"):
+        always = kind == "flat" or n <= NEVER_BELOW or settings.recall == 1
+        if always or _fits(n, dim, settings):
             flat = FaissIndex(dim)
             _add(flat, ids, vectors, lambda done, total: progress("index", done, total))
-            took = _milliseconds(flat, vectors[:5].astype(np.float32)) if n else 0.0
-            flat.facts = _facts(settings, n) | {"latency_ms": {"p50": round(took, 3)}}
-            if n <= NEVER_BELOW or settings.recall == 1 or took <= settings.exact_ms:
+            flat.facts = _facts(settings, n)
+            if n > NEVER_BELOW:
+                took = _milliseconds(flat, vectors[:20].astype(np.float32))
+                flat.facts["latency_ms"] = {"p50": round(took, 3)}
+                always = always or took <= settings.exact_ms
+            if always:
                 return flat
         kind = _kind(n, dim, settings.memory_bytes)
     return _approximate(ids, vectors, flat, settings, queries, kind, seed, progress)
 
 
-def outgrown(index: VectorIndex, settings: Settings) -> bool:
-    """Say whether an index that grew, or what is asked of it, calls for another one."""
+def outgrown(index: VectorIndex) -> bool:
+    """Say whether an index has grown, or shrunk, so much that `build` would make another."""
     facts: dict[str, Any] = getattr(index, "facts", {})
-    if facts.get("settings") != asdict(settings):
-        return True
-    n, built_for = len(index), max(1, facts["built_for"])
-    if n <= max(NEVER_BELOW, 1.2 * built_for) and n >= built_for / GROWTH:
+    if "settings" not in facts:
         return False
-    if not index.exact:
-        return n > GROWTH * built_for or n < built_for / GROWTH
-    took = facts["latency_ms"]["p50"] * n / built_for
-    return settings.recall < 1 and took > settings.exact_ms
+    settings = Settings(**facts["settings"])
+    n, built_for = len(index), max(1, facts["built_for"])
+    if "recall" in facts:
+        return not built_for / GROWTH <= n <= GROWTH * built_for
+    if n <= NEVER_BELOW or settings.recall == 1:
+        return False
+    if not _fits(n, index.dim, settings) or "latency_ms" not in facts:
+        return True
+    return bool(facts["latency_ms"]["p50"] * n / built_for > settings.exact_ms)
+
+
+def _fits(n: int, dim: int, settings: Settings) -> bool:
+    """Say whether all vectors, in half precision, may stay in memory."""
+    return settings.memory_bytes is None or n * (2 * dim + 8) <= settings.memory_bytes
 
 
 def _kind(n: int, dim: int, memory_bytes: int | None) -> Kind:

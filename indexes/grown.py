@@ -39,7 +39,7 @@ class GrownIndex(VectorIndex):
         super().__init__(base.dim)
         self.base = base
         self.base_path = base_path
-        self._written = base.facts.get("written")
+        self._content = base.facts.get("content")
         self._added = FaissIndex(base.dim)
         self._removed = np.empty(0, dtype=np.int64)
 
@@ -86,7 +86,7 @@ class GrownIndex(VectorIndex):
         facts = {
             "kind": "grown",
             "base": self.base_path.name,
-            "base_written": self._written,
+            "base_content": self._content,
             "removed": len(self._removed),
         }
         with replacing(path) as temporary, temporary.open("w+b") as file:
@@ -110,7 +110,7 @@ class GrownIndex(VectorIndex):
         base_path = file.path.with_name(facts["base"])
         base = open_whole(CheckedFile(base_path), mmap=mmap)
         index = cls(base, base_path)
-        if index._written != facts["base_written"]:
+        if index._content != facts["base_content"]:
             raise IndexFileError(f"{base_path} is not the one whose changes {file.path} holds")
         with file.path.open("rb") as stream:
             stream.seek(file.length - 8 * facts["removed"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from threading import Lock
 from typing import TYPE_CHECKING
 
 from mmsearch.errors import MediaError, MmsearchError, ModelError, ModelMismatch, QueryError, quoted
+from mmsearch.indexes import IndexFileError
 from mmsearch.retrieval.encoders import DEFAULT_MODEL, load_encoder
 from mmsearch.retrieval.library import Library
 from mmsearch.retrieval.schema import Hit, Query, Results, Target, tell_apart
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from mmsearch.retrieval.encoders import Encoder
 
 __all__ = ["SearchEngine", "open_engine"]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +118,12 @@ class SearchEngine:
         if adapter is not None:
             vector = adapter.apply(vector)
         index = state.index
-        hits = self._hits(index, vector, target, k)
+        try:
+            hits = self._hits(index, vector, target, k)
+        except IndexFileError as error:
+            logger.warning("%s; making it anew from the catalog", error)
+            index = self._renewed(target)
+            hits = self._hits(index, vector, target, k)
         name = None if image is None else str(getattr(image, "filename", None) or image)
         return Results(
             query=Query(text=text, image=name, to=target),
@@ -123,6 +132,7 @@ class SearchEngine:
             hits=hits,
             exact=index.exact,
             took_ms=(time.perf_counter() - started) * 1000,
+            recall=index.recall,
             considered=len(index),
             adapter=None if adapter is None else state.adapter_id,
         )
@@ -165,7 +175,7 @@ class SearchEngine:
         while True:
             row = self.library.catalog.library()
             if self._follow and row.encoder not in {None, self.encoder.spec}:
-                self.encoder = load_encoder(row.model or DEFAULT_MODEL)
+                self.encoder = load_encoder(row.model or DEFAULT_MODEL, asking=True)
             self.check(row)
             index = self.library.open_index(target, row)
             state = _State(
@@ -174,6 +184,17 @@ class SearchEngine:
             # Made from vectors that a change of model dropped meanwhile, it may lack some.
             if self.library.catalog.library().encoder_id == row.encoder_id:
                 return state
+
+    def _renewed(self, target: Target) -> VectorIndex:
+        """Make an index anew whose file turned out to be damaged."""
+        with self._lock:
+            row = self.library.catalog.library()
+            self.check(row)
+            index = self.library.build_index(target, row, train=False)
+            self._states[target] = _State(
+                row.stamp, self.encoder, index, row.adapter_id, self.library.adapter(row)
+            )
+            return index
 
     def check(self, row: LibraryRow) -> None:
         """Check that the library, in the state that `row` names, is of this engine's encoder.

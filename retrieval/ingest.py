@@ -267,7 +267,14 @@ class _Run:
         self.progress(Progress("index", 0, 1))
         row = self.catalog.library()
         for target in Target:
-            self.library.open_index(target, row)
+            self.library.open_index(
+                target,
+                row,
+                thorough=True,
+                progress=lambda stage, done, total: self.progress(Progress(stage, done, total)),
+            )
+        with self.catalog.write() as transaction:
+            transaction.forget_changes(row.stamp)
         self.progress(Progress("index", 1, 1))
         counts = self.catalog.counts()
         self.report.files = counts.files

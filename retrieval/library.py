@@ -15,24 +15,21 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import shutil
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from errno import EACCES, EPERM, EROFS
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from mmsearch import indexes
 from mmsearch.errors import LibraryError, LibraryLocked, LibraryNotFound, StorageError, quoted
-from mmsearch.indexes.base import WRITING, replacing
+from mmsearch.indexes.base import replacing
 from mmsearch.retrieval.adapter import Adapter
 from mmsearch.retrieval.catalog import Catalog, LibraryRow
-from mmsearch.retrieval.schema import Target
+from mmsearch.retrieval.index_files import IndexFiles, Report, silent
 
 if TYPE_CHECKING:
     from mmsearch.indexes import VectorIndex
-    from mmsearch.retrieval.schema import EncoderSpec
+    from mmsearch.retrieval.schema import EncoderSpec, Target
 
 __all__ = ["ENVIRONMENT", "FOLDER", "Library", "find_library", "remember_library"]
 
@@ -41,7 +38,6 @@ logger = logging.getLogger(__name__)
 FOLDER = ".mmsearch"
 ENVIRONMENT = "MMSEARCH_LIBRARY"
 CATALOG = "catalog.sqlite"
-ABANDONED_AFTER_S = 3600
 
 
 class Library:
@@ -57,6 +53,7 @@ class Library:
         self.root = root
         self.folder = folder
         self.catalog = catalog
+        self._files = IndexFiles(folder / "index", catalog, self.adapter)
 
     @classmethod
     def open(cls, path: Path) -> Library:
@@ -149,9 +146,7 @@ class Library:
 
         Where that is impossible the index is made anew from the catalog when it is needed.
         """
-        with suppress(OSError):
-            old = self._index_path(Target.IMAGES, stamp)
-            old.rename(self._index_path(Target.IMAGES, self.catalog.stamp()))
+        self._files.rename(stamp, self.catalog.stamp())
 
     def active_encoder(self, row: LibraryRow) -> tuple[int, EncoderSpec]:
         """Return the id and the spec of the encoder whose vectors answer queries.
@@ -166,50 +161,54 @@ class Library:
             )
         return row.encoder_id, row.encoder
 
-    def open_index(self, target: Target, row: LibraryRow) -> VectorIndex:
+    def open_index(
+        self, target: Target, row: LibraryRow, *, thorough: bool = False, progress: Report = silent
+    ) -> VectorIndex:
         """Return the index of the pictures or the captions in the state that `row` names.
 
-        Captions are in it as that state's adapter makes them, like the texts of queries. The file
-        is opened where it is current, otherwise made anew from the catalog and saved; where saving
-        is impossible the index serves from memory.
+        Captions are in it as that state's adapter makes them, like the texts of queries.
+
+        Args:
+            target: what is searched.
+            row: the state.
+            thorough: check every byte of the file, and train another index where the present one
+                is outgrown: what takes too long while somebody waits for an answer.
+            progress: called with a stage, how much of it is done and how much there is.
+
+        Raises:
+            LibraryNotFound: nothing was ever indexed.
         """
-        encoder_id, spec = self.active_encoder(row)
-        path = self._index_path(target, row.stamp)
-        if os.path.isfile(path):  # noqa: PTH113
-            try:
-                return indexes.open(path)
-            except indexes.IndexFileError as error:
-                logger.warning("%s; making it anew from the catalog", error)
-        read = {
-            Target.IMAGES: self.catalog.file_vectors,
-            Target.CAPTIONS: self.catalog.caption_vectors,
-        }[target]
-        ids, vectors = read(encoder_id, spec.dim)
-        adapter = self.adapter(row) if target is Target.CAPTIONS else None
-        index = indexes.build(ids, vectors if adapter is None else adapter.apply(vectors))
-        self._save(index, path, target)
-        return index
+        self.active_encoder(row)
+        return self._files.open(target, row, thorough=thorough, progress=progress)
 
-    def _index_path(self, target: Target, stamp: str) -> Path:
-        return self.folder / "index" / f"{target.value}-{stamp}.faiss"
+    def stored_index(self, target: Target, row: LibraryRow) -> VectorIndex | None:
+        """Return the index of a state as it lies on the disk; None where there is none."""
+        return self._files.stored(target, row)
 
-    def _save(self, index: VectorIndex, path: Path, target: Target) -> None:
-        try:
-            path.parent.mkdir(exist_ok=True)
-            index.save(path)
-        except (OSError, RuntimeError) as error:
-            logger.warning("%s cannot be saved (%s); the index serves from memory", path, error)
-            return
-        for leftover in path.parent.glob(f"{WRITING}*"):
-            # A process that was killed while saving left it; one that is at it now is younger.
-            with suppress(OSError):
-                if time.time() - leftover.stat().st_mtime > ABANDONED_AFTER_S:
-                    shutil.rmtree(leftover)
-        for other in path.parent.glob(f"{target.value}-*.faiss"):
-            if other != path:
-                # Still mapped by another process on Windows: the next save removes it.
-                with suppress(OSError):
-                    other.unlink()
+    def build_index(
+        self,
+        target: Target,
+        row: LibraryRow,
+        *,
+        settings: Mapping[str, Any] | None = None,
+        train: bool = True,
+        progress: Report = silent,
+    ) -> VectorIndex:
+        """Make an index from the catalog, whatever is there, save it and return it.
+
+        Args:
+            target: what is searched.
+            row: the state.
+            settings: keyword arguments of `indexes.build`; those of the last time if not given.
+            train: False for an exact index, whatever a search in it takes. The next thorough
+                opening makes up for it.
+            progress: called with a stage, how much of it is done and how much there is.
+
+        Raises:
+            LibraryNotFound: nothing was ever indexed.
+        """
+        self.active_encoder(row)
+        return self._files.build(target, row, settings=settings, train=train, progress=progress)
 
 
 def find_library(given: Path | None = None) -> tuple[Path, str]:

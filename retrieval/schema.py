@@ -181,6 +181,7 @@ class Results:
     Attributes:
         hits: best first.
         exact: whether every candidate was compared; otherwise some may have been missed.
+        recall: the share (0 to 1) of the true first ten that the index finds, as measured.
         took_ms: milliseconds from question to answer, embedding the query included.
         considered: how many pictures (or captions) the answer was chosen from.
         adapter: the id of what `tune` learned, where it was applied to the query's text.
@@ -194,6 +195,7 @@ class Results:
     took_ms: float
     considered: int
     adapter: int | None = None
+    recall: float | None = None
     schema: int = field(default=1, init=False)
 
     def file(self, hit: Hit) -> Path:
@@ -209,6 +211,7 @@ class Results:
             "library": str(self.library),
             "model": self.model,
             "search": "exact" if self.exact else "approximate",
+            "recall": self.recall,
             "took_ms": round(self.took_ms, 2),
             "considered": self.considered,
             "adapter": self.adapter,

@@ -271,6 +271,7 @@ def test_growing_writes_the_changes_alone_and_merging_is_for_many(tmp_path: Path
     assert len(indexes.open(tmp_path / "elsewhere" / "index")) == N - 3
     with pytest.raises(IndexFileError, match="base"):
         indexes.open(tmp_path / "changes")
+    base.remove(IDS[-1:])
     base.save(tmp_path / "base")
     with pytest.raises(IndexFileError, match="is not the one"):
         indexes.open(tmp_path / "changes")

@@ -134,10 +134,46 @@ def m003_next_encoder(connection: Connection) -> None:
     connection.execute(text(f"ALTER TABLE library ADD COLUMN {column}"))
 
 
+def m004_vector_changes(connection: Connection) -> None:
+    """Note which vectors change, and where in these notes each state stands.
+
+    An index of an earlier state that is still listed can be brought up to date by the changes
+    since. Triggers see what cascades delete.
+    """
+    for statement in (
+        """
+        CREATE TABLE vector_change (
+            seq INTEGER PRIMARY KEY AUTOINCREMENT,
+            target TEXT NOT NULL,
+            id INTEGER NOT NULL
+        )
+        """,
+        """
+        CREATE TABLE state (
+            stamp TEXT PRIMARY KEY,
+            seq INTEGER NOT NULL,
+            encoder_id INTEGER,
+            adapter_id INTEGER
+        )
+        """,
+        *(
+            f"CREATE TRIGGER {table}_{event.lower()} AFTER {event} ON {table} BEGIN "
+            f"INSERT INTO vector_change (target, id) VALUES ('{target}', {row}.{column}); END"
+            for table, column, target in (
+                ("file_vector", "file_id", "images"),
+                ("caption_vector", "caption_id", "captions"),
+            )
+            for event, row in (("INSERT", "NEW"), ("UPDATE", "NEW"), ("DELETE", "OLD"))
+        ),
+    ):
+        connection.execute(text(statement))
+
+
 MIGRATIONS: tuple[Callable[[Connection], None], ...] = (
     m001_initial,
     m002_adapters,
     m003_next_encoder,
+    m004_vector_changes,
 )
 """In the order in which they run. Append only."""
 

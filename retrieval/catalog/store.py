@@ -32,7 +32,7 @@ from mmsearch.retrieval.catalog.encoders import (
     unembedded_files,
 )
 from mmsearch.retrieval.catalog.transaction import Transaction
-from mmsearch.retrieval.schema import Hit, Problem
+from mmsearch.retrieval.schema import Hit, Problem, Target
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -43,6 +43,12 @@ if TYPE_CHECKING:
 __all__ = ["AdapterRow", "Catalog", "Counts", "KnownFile", "KnownProblem", "LibraryRow"]
 
 logger = logging.getLogger(__name__)
+
+
+_VECTORS = {
+    Target.IMAGES: (tables.file_vector, "file_id"),
+    Target.CAPTIONS: (tables.caption_vector, "caption_id"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -324,6 +330,45 @@ class Catalog:
         """Return `int64[n]` caption ids, ascending, and their `float16[n, dim]` vectors."""
         return self._vectors(tables.caption_vector, "caption_id", encoder_id, dim)
 
+    def changes(self, target: Target, since: str, row: LibraryRow) -> NDArray[np.int64] | None:
+        """Return `int64[n]`, whose vectors were added, replaced or removed since a state.
+
+        None where that state is not remembered, or had another encoder, or adapted captions
+        otherwise than the state that `row` names, so that an index of it is of no use.
+        """
+        state, change = tables.state.c, tables.vector_change.c
+        with self._connect() as connection:
+            then = connection.execute(
+                select(state.seq, state.encoder_id, state.adapter_id).where(state.stamp == since)
+            ).one_or_none()
+            if then is None or then.encoder_id != row.encoder_id:
+                return None
+            if target is Target.CAPTIONS and then.adapter_id != row.adapter_id:
+                return None
+            later = (change.target == target.value) & (change.seq > then.seq)
+            ids = connection.scalars(select(change.id).where(later).distinct().order_by(change.id))
+            return np.fromiter(ids, dtype=np.int64)
+
+    def vector_ids(self, target: Target, encoder_id: int) -> NDArray[np.int64]:
+        """Return `int64[n]`, ascending: which pictures or captions this encoder has embedded."""
+        table, id_column = _VECTORS[target]
+        key: Column[int] = table.c[id_column]
+        statement = select(key).where(table.c.encoder_id == encoder_id).order_by(key)
+        with self._connect() as connection:
+            return np.fromiter(connection.scalars(statement), dtype=np.int64)
+
+    def vectors_of(
+        self, target: Target, encoder_id: int, dim: int, ids: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.float16]]:
+        """Return those of the ids that have a vector, ascending, and their `float16[n, dim]`."""
+        table, id_column = _VECTORS[target]
+        parts = [
+            self._vectors(table, id_column, encoder_id, dim, part)
+            for part in tables.in_parts(np.unique(ids).tolist())
+        ] or [(np.empty(0, dtype=np.int64), np.empty((0, dim), dtype=np.float16))]
+        found, vectors = zip(*parts, strict=True)
+        return np.concatenate(found), np.concatenate(vectors)
+
     def captions(self) -> list[tuple[int, int, str]]:
         """Return every caption by id: its id, its picture's id and its text."""
         caption = tables.caption.c
@@ -438,10 +483,17 @@ class Catalog:
                     migrations.apply_one(connection, step)
 
     def _vectors(
-        self, table: Table, id_column: str, encoder_id: int, dim: int
+        self,
+        table: Table,
+        id_column: str,
+        encoder_id: int,
+        dim: int,
+        ids_wanted: Sequence[int] | None = None,
     ) -> tuple[NDArray[np.int64], NDArray[np.float16]]:
         key: Column[int] = table.c[id_column]
         ours = table.c.encoder_id == encoder_id
+        if ids_wanted is not None:
+            ours &= key.in_(ids_wanted)
         with self._connect() as connection:
             n = connection.scalar(select(func.count()).select_from(table).where(ours)) or 0
             ids = np.empty(n, dtype=np.int64)

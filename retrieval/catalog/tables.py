@@ -34,6 +34,8 @@ __all__ = [
     "library",
     "metadata",
     "problem",
+    "state",
+    "vector_change",
 ]
 
 
@@ -156,4 +158,19 @@ problem = Table(
     Column("kind", Text, nullable=False),
     Column("reason", Text, nullable=False),
     Column("seen_at", DateTime, nullable=False),
+)
+state = Table(
+    "state",
+    metadata,
+    Column("stamp", Text, primary_key=True),
+    Column("seq", Integer, nullable=False),
+    Column("encoder_id", Integer),
+    Column("adapter_id", Integer),
+)
+vector_change = Table(
+    "vector_change",
+    metadata,
+    Column("seq", Integer, primary_key=True),
+    Column("target", Text, nullable=False),
+    Column("id", Integer, nullable=False),
 )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from sqlalchemy import bindparam, delete, insert, select, update
+from sqlalchemy import text as sql
 
 from mmsearch.retrieval.catalog import tables
 
@@ -37,6 +38,24 @@ class Transaction:
             number = (self._connection.scalar(select(generation)) or 0) + 1
             stamp = f"{number}-{secrets.token_hex(4)}"
             self._connection.execute(update(tables.library).values(generation=number, stamp=stamp))
+            # `vector_change` may be empty; SQLite remembers the last number it gave there.
+            note = """
+                INSERT INTO state (stamp, seq, encoder_id, adapter_id)
+                SELECT stamp,
+                    coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'vector_change'), 0),
+                    encoder_id,
+                    (SELECT max(id) FROM adapter WHERE adapter.encoder_id = library.encoder_id)
+                FROM library
+            """
+            self._connection.execute(sql(note))
+
+    def forget_changes(self, stamp: str) -> None:
+        """Forget what changed before a state: no index of an earlier one is left."""
+        state, change = tables.state.c, tables.vector_change.c
+        seq = self._connection.scalar(select(state.seq).where(state.stamp == stamp))
+        if seq is not None:
+            self._connection.execute(delete(tables.vector_change).where(change.seq <= seq))
+            self._connection.execute(delete(tables.state).where(state.seq < seq))
 
     def encoder_id(self, spec: EncoderSpec, location: str) -> int:
         """Return the key of an encoder, making its row when it is new.

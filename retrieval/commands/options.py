@@ -16,6 +16,7 @@ __all__ = [
     "Json",
     "LibraryOption",
     "chosen_library",
+    "described_search",
     "path_argument",
 ]
 
@@ -53,3 +54,10 @@ def chosen_library(given: Path | None) -> Path:
     if how == "last":
         say(f"No library here; asking the one indexed last: {path}")
     return path
+
+
+def described_search(exact: bool, recall: float | None) -> str:
+    """Say in words whether a search compares everything and, if not, what it finds."""
+    if exact:
+        return "exact"
+    return "approximate" if recall is None else f"approximate (recall {recall:.3f} measured)"

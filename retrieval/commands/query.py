@@ -13,6 +13,7 @@ from mmsearch.retrieval.commands.options import (
     Json,
     LibraryOption,
     chosen_library,
+    described_search,
     path_argument,
 )
 from mmsearch.retrieval.terminal import print_json, printable, read_large_pictures, say
@@ -86,5 +87,5 @@ def _print_results(results: Results) -> None:
     width = len(str(len(rows)))
     for rank, score, date, *rest in rows:
         typer.echo(f"{rank:>{width}}  {score:>6}  {date:<10}  {'  '.join(rest)}")
-    search = "exact" if results.exact else "approximate"
+    search = described_search(results.exact, results.recall)
     say(f"{len(rows)} of {results.considered:,} · {search} · {results.took_ms:.0f} ms")

@@ -6,7 +6,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mmsearch.retrieval.commands.options import Json, LibraryOption, chosen_library
+from mmsearch.retrieval.commands.options import (
+    Json,
+    LibraryOption,
+    chosen_library,
+    described_search,
+)
 from mmsearch.retrieval.terminal import print_json, printable, say
 
 if TYPE_CHECKING:
@@ -28,6 +33,7 @@ def status(
     Example: mmsearch status --problems
     """
     from mmsearch.retrieval.library import Library
+    from mmsearch.retrieval.schema import Target
 
     opened = Library.open(chosen_library(library))
     try:
@@ -35,9 +41,12 @@ def status(
         listed = opened.catalog.problems() if problems else []
         adapter = None if row.adapter_id is None else opened.catalog.adapter(row.adapter_id)
         encoders = opened.catalog.encoders()
+        index = opened.stored_index(Target.IMAGES, row)
     finally:
         opened.close()
     model = row.encoder.label if row.encoder else None
+    # Where no file is current, a query makes an exact index.
+    exact, recall = (True, 1.0) if index is None else (index.exact, index.recall)
     if as_json:
         fields: dict[str, Any] = {
             "schema": 1,
@@ -49,7 +58,8 @@ def status(
             "problems": counts.problems,
             "vectors": counts.vectors,
             "vector_bytes": counts.vector_bytes,
-            "search": "exact",
+            "search": "exact" if exact else "approximate",
+            "recall": recall,
             "generation": row.generation,
             "adapter": None if adapter is None else _adapter_fields(adapter),
             **model_fields(encoders, counts.files),
@@ -62,7 +72,8 @@ def status(
     else:
         typer.echo(
             f"{printable(str(opened.root))}  {counts.files:,} pictures · "
-            f"{counts.captions:,} captions · {counts.problems:,} problems · {model} · exact search"
+            f"{counts.captions:,} captions · {counts.problems:,} problems · {model} · "
+            f"{described_search(exact, recall)} search"
         )
         if adapter is not None:
             typer.echo(_adapter_line(adapter))
