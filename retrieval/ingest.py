@@ -26,7 +26,7 @@ from mmsearch.retrieval.pace import Pace, Stage
 from mmsearch.retrieval.pairs import Locator, read_pairs
 from mmsearch.retrieval.reading import Read, Unread
 from mmsearch.retrieval.scan import FoundFile, Scan, scan
-from mmsearch.retrieval.schema import Caption, Problem, Target, tell_apart
+from mmsearch.retrieval.schema import Caption, Problem, tell_apart
 
 if TYPE_CHECKING:
     import numpy as np
@@ -265,16 +265,9 @@ class _Run:
     def finish(self) -> None:
         """Write the index files, and count."""
         self.progress(Progress("index", 0, 1))
-        row = self.catalog.library()
-        for target in Target:
-            self.library.open_index(
-                target,
-                row,
-                thorough=True,
-                progress=lambda stage, done, total: self.progress(Progress(stage, done, total)),
-            )
-        with self.catalog.write() as transaction:
-            transaction.forget_changes(row.stamp)
+        self.library.refresh_indexes(
+            lambda stage, done, total: self.progress(Progress(stage, done, total))
+        )
         self.progress(Progress("index", 1, 1))
         counts = self.catalog.counts()
         self.report.files = counts.files

@@ -26,10 +26,11 @@ from mmsearch.indexes.base import replacing
 from mmsearch.retrieval.adapter import Adapter
 from mmsearch.retrieval.catalog import Catalog, LibraryRow
 from mmsearch.retrieval.index_files import IndexFiles, Report, silent
+from mmsearch.retrieval.schema import Target
 
 if TYPE_CHECKING:
     from mmsearch.indexes import VectorIndex
-    from mmsearch.retrieval.schema import EncoderSpec, Target
+    from mmsearch.retrieval.schema import EncoderSpec
 
 __all__ = ["ENVIRONMENT", "FOLDER", "Library", "find_library", "remember_library"]
 
@@ -180,6 +181,18 @@ class Library:
         """
         self.active_encoder(row)
         return self._files.open(target, row, thorough=thorough, progress=progress)
+
+    def refresh_indexes(self, progress: Report) -> None:
+        """Bring every index up to date, thoroughly: the last thing that a writer does.
+
+        Args:
+            progress: called with a stage, how much of it is done and how much there is.
+        """
+        row = self.catalog.library()
+        for target in Target:
+            self.open_index(target, row, thorough=True, progress=progress)
+        with self.catalog.write() as transaction:
+            transaction.forget_changes(row.stamp)
 
     def stored_index(self, target: Target, row: LibraryRow) -> VectorIndex | None:
         """Return the index of a state as it lies on the disk; None where there is none."""

@@ -23,7 +23,7 @@ from mmsearch.retrieval.media import TRANSIENT_KINDS
 from mmsearch.retrieval.pace import Pace, Stage
 from mmsearch.retrieval.reading import Unread
 from mmsearch.retrieval.scan import FoundFile
-from mmsearch.retrieval.schema import Problem, Target, tell_apart
+from mmsearch.retrieval.schema import Problem, tell_apart
 
 if TYPE_CHECKING:
     from mmsearch.retrieval.catalog import EncoderRow, UnembeddedFile
@@ -229,9 +229,9 @@ class _Change:
                 transaction.put_problem(problem, file.size, file.mtime_ns)
         self.report.switched = True
         self.progress(Progress("index", 0, 1))
-        row = self.catalog.library()
-        for target in Target:
-            self.library.open_index(target, row)
+        self.library.refresh_indexes(
+            lambda stage, done, total: self.progress(Progress(stage, done, total))
+        )
         self.progress(Progress("index", 1, 1))
 
     def finished(self, seconds: float) -> ModelChange:
