@@ -226,6 +226,20 @@ def test_texts_that_change_with_their_padding_are_refused(tmp_path):
         check(listens, 40)
 
 
+def test_pictures_of_no_fixed_size_are_refused(tmp_path):
+    """SigLIP 2 NaFlex, whose pictures are cut to patches of any number."""
+    vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
+    vision |= {"num_attention_heads": 2, "num_patches": 4, "patch_size": 16}
+    text = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
+    text |= {"num_attention_heads": 2, "vocab_size": 24, "max_position_embeddings": 16}
+    config = transformers.Siglip2Config(vision_config=vision, text_config=text)
+    transformers.Siglip2Model(config).save_pretrained(tmp_path)
+    transformers.Siglip2ImageProcessor(patch_size=16).save_pretrained(tmp_path)
+    checkpoints.write_tokenizer(tmp_path)
+    with pytest.raises(ModelError, match="NaFlex"):
+        load_dual_encoder(f"hf:{tmp_path}")
+
+
 def test_what_has_no_two_towers_is_refused(tmp_path):
     checkpoints.write_bert(tmp_path / "bert")
     with pytest.raises(ModelError, match="no two towers"):

@@ -61,14 +61,19 @@ def text_transform(config: Any, words: Words) -> TextPreprocess:  # noqa: ANN401
         return TextPreprocess(length, pad_to=length, pad_id=words.pad_id, pad_left=words.pad_left)
     if config.model_type == "align":
         length = min(length, 64)  # As its processor has it; the model was trained no longer.
-    if words.pad_left:
-        raise ValueError("its tokenizer pads on the left, which moves the words' positions")
-    return TextPreprocess(min(length, words.longest), pad_id=words.pad_id)
+    elif config.model_type != "clip":
+        if words.pad_left:
+            raise ValueError("its tokenizer pads on the left, which moves the words' positions")
+        # Positions of some text towers begin after the padding's id.
+        length = min(length, words.longest)
+    return TextPreprocess(length, pad_id=words.pad_id)
 
 
 def image_transform(path: str) -> tuple[ImagePreprocess, tuple[float, ...], tuple[float, ...]]:
     """Return the image transform, and the mean and deviation on the scale of bytes."""
     processor = AutoImageProcessor.from_pretrained(path)
+    if not getattr(processor, "size", None):
+        raise ValueError("its pictures are not brought to one size (SigLIP 2 NaFlex is not)")
     size = {name: value for name, value in dict(processor.size).items() if value}
     crops = getattr(processor, "do_center_crop", False)
     crop = getattr(processor, "crop_size", None) if crops else None

@@ -51,6 +51,9 @@ _MODULES = {
 
 _NAMED = ("open_clip", "hf", "timm")
 
+_UNREADABLE = (AttributeError, KeyError, OSError, RuntimeError, TypeError, ValueError)
+"""What the model libraries raise for files that they do not understand."""
+
 _INT8, _LOCAL, _HUB = "int8:", "local-dir:", "hf-hub:"
 
 _FORMS = (
@@ -146,7 +149,7 @@ def reading(what: str, advice: str) -> Iterator[None]:
         raise
     except ImportError as error:
         raise MissingExtra(error.name or str(error), "models") from error
-    except (OSError, RuntimeError, ValueError, KeyError, TypeError, SafetensorError) as error:
+    except (*_UNREADABLE, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ModelError(
             f"The model {what} cannot be opened ({type(error).__name__}: {reason}). {advice}"
