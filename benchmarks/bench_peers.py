@@ -25,6 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,15 @@ def rclip_data(checkpoint: Path, folder: Path) -> None:
     import open_clip
     import torch
 
+    class Tower(torch.nn.Module):
+        def __init__(self, encode: Callable[[torch.Tensor], torch.Tensor]) -> None:
+            super().__init__()
+            self.model = model
+            self.encode = encode
+
+        def forward(self, values: torch.Tensor) -> torch.Tensor:
+            return self.encode(values)
+
     model = open_clip.create_model(RCLIP_MODEL, pretrained=str(checkpoint)).eval()
     torch.backends.mha.set_fastpath_enabled(False)
     (folder / RCLIP_FOLDER).mkdir(parents=True)
@@ -72,11 +82,8 @@ def rclip_data(checkpoint: Path, folder: Path) -> None:
         ("visual", model.encode_image, torch.zeros(2, 3, side, side)),
         ("textual", model.encode_text, torch.zeros(2, 77, dtype=torch.long)),
     ):
-        tower = torch.nn.Module()
-        tower.model = model
-        tower.forward = encode
         torch.onnx.export(
-            tower,
+            Tower(encode),
             (example,),
             str(folder / RCLIP_FOLDER / f"{name}.onnx"),
             input_names=["input"],
