@@ -178,7 +178,7 @@ class CheckedFile:
     def _check_block(self, start: int, stop: int, table: NDArray[np.uint32], block: int) -> None:
         if self._content is None:
             self._content = np.memmap(self.path, np.uint8, "r", shape=(self.length,))
-        if zlib.crc32(self._content[start:stop]) != int(table[block]):
+        if zlib.crc32(self._content[start:stop].data) != int(table[block]):
             raise IndexFileError(f"{self.path} is damaged between bytes {start:,} and {stop:,}")
 
 
