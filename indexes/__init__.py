@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
     from mmsearch.indexes.choice import Choice
+    from mmsearch.indexes.faiss import FaissIndex
+    from mmsearch.indexes.faiss_ivf import IvfIndex
+    from mmsearch.indexes.grown import GrownIndex
 
     Progress = Callable[[str, int, int], None]
 
@@ -27,6 +30,7 @@ __all__ = [
     "grow",
     "open",
     "outgrown",
+    "search_of",
     "settings_of",
 ]
 
@@ -79,7 +83,7 @@ def build(
     )
 
 
-def open(path: Path, *, mmap: bool = True) -> VectorIndex:
+def open(path: Path, *, mmap: bool = True) -> FaissIndex | IvfIndex | GrownIndex:
     """Open a saved index; `mmap` leaves the vectors on disk until a search touches them.
 
     Raises:
@@ -137,6 +141,20 @@ def base_of(path: Path) -> Path:
 
     facts = CheckedFile(path).facts
     return path.with_name(facts["base"]) if facts.get("kind") == "grown" else path
+
+
+def search_of(path: Path) -> tuple[bool, float | None]:
+    """Say whether a saved index is exact, and what recall was measured of it; without FAISS.
+
+    Raises:
+        IndexFileError: the file is missing, torn or of another kind.
+    """
+    from mmsearch.indexes.checked_file import CheckedFile
+
+    facts = CheckedFile(base_of(path)).facts
+    if facts["kind"] == "flat" or facts["effort"] >= facts["lists"]:
+        return True, 1.0
+    return False, min(facts["recall"].values()) if "recall" in facts else None
 
 
 def settings_of(path: Path) -> dict[str, Any] | None:

@@ -109,8 +109,8 @@ def build(
                 always = always or took <= settings.exact_ms
             if always:
                 return flat
-        kind = _kind(n, dim, settings.memory_bytes)
-    return _approximate(ids, vectors, flat, settings, queries, kind, seed, progress)
+    chosen = _kind(n, dim, settings.memory_bytes) if kind is None or kind == "flat" else kind
+    return _approximate(ids, vectors, flat, settings, queries, chosen, seed, progress)
 
 
 def outgrown(index: VectorIndex) -> bool:
@@ -233,12 +233,13 @@ def _tune(
     needed = target + MARGIN * (1 - target)
     best: tuple[float, int, int] | None = None
     efforts = list(_efforts(index.lists))
-    start = 0
     for done, shortlist in enumerate(SHORTLISTS):
         progress(done, len(SHORTLISTS))
+        if 4 * shortlist >= len(index):
+            break  # a search would compare everything
         index.shortlist = shortlist
         # A longer shortlist never needs more lists than a shorter one did.
-        for effort in efforts[start:]:
+        for effort in efforts:
             index.effort = effort
             if min(_recall(index, *pair) for pair in asked.values()) >= needed:
                 hardest = asked["others"][0]

@@ -27,7 +27,7 @@ from mmsearch.indexes.faiss_rows import (
 )
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from numpy.typing import ArrayLike, NDArray
 
 __all__ = ["IvfIndex", "Kind"]
 
@@ -117,7 +117,12 @@ class IvfIndex(VectorIndex):
     def save(self, path: Path) -> None:
         """Write one file with checksums, replacing what was there in one step."""
         self._close_gaps()
-        facts = {"kind": self.kind, "effort": self.effort, "shortlist": self.shortlist}
+        facts = {
+            "kind": self.kind,
+            "lists": self.lists,
+            "effort": self.effort,
+            "shortlist": self.shortlist,
+        }
         with replacing(path) as temporary, temporary.open("w+b") as file:
             length = write(self._index, file)
             rows = place_of_rows(file, self._flat, length, after=4)  # IndexRefine's k_factor
@@ -154,8 +159,11 @@ class IvfIndex(VectorIndex):
         VectorIndex.__init__(index, loaded.d)
         index._index, index._mapped = loaded, mapped
         index.effort, index.shortlist = facts.pop("effort"), facts.pop("shortlist")
+        facts.pop("lists")  # for who reads facts alone
         start, count = facts.pop("ids")
-        ids = np.memmap(file.path, "<i8", "r", offset=start, shape=(count,)) if count else []
+        ids: ArrayLike = (
+            np.memmap(file.path, "<i8", "r", offset=start, shape=(count,)) if count else []
+        )
         index._ids = np.asarray(ids, dtype=np.int64) if mapped else np.array(ids, dtype=np.int64)
         index.facts = facts
         index._file = file if mapped else None

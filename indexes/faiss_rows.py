@@ -130,7 +130,7 @@ def scan(
         return flat.search(queries, k)  # type: ignore[no-any-return]
     bits = bitmap_of(allowed, flat.ntotal)
     selector = faiss.IDSelectorBitmap(bits)
-    parameters = faiss.SearchParameters(sel=selector)  # type: ignore[call-arg]
+    parameters = faiss.SearchParameters(sel=selector)
     return flat.search(queries, k, params=parameters)  # type: ignore[no-any-return]
 
 
@@ -179,7 +179,7 @@ def _scan_blocks(
 
 def write(index: Any, file: BinaryIO) -> int:  # noqa: ANN401
     """Write an index to the beginning of a file; return its length."""
-    faiss.write_index(index, faiss.PyCallbackIOWriter(file.write))  # type: ignore[attr-defined]
+    faiss.write_index(index, faiss.PyCallbackIOWriter(file.write))
     return file.tell()
 
 
@@ -216,7 +216,7 @@ def read(file: CheckedFile, *, mmap: bool) -> tuple[Any, bool]:
             # IO_FLAG_MMAP would map inverted lists only and read all of a flat index.
             return faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC), True
         with path.open("rb") as stream:
-            reader = faiss.PyCallbackIOReader(stream.read)  # type: ignore[attr-defined]
+            reader = faiss.PyCallbackIOReader(stream.read)
             return faiss.read_index(reader), False
     except (OSError, RuntimeError) as error:
         raise IndexFileError(f"{path} cannot be read: {error}") from error

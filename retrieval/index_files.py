@@ -99,6 +99,8 @@ class IndexFiles:
             Target.IMAGES: self._catalog.file_vectors,
             Target.CAPTIONS: self._catalog.caption_vectors,
         }[target]
+        vectors: NDArray[np.float16] | NDArray[np.float32]
+        queries: NDArray[np.float16] | NDArray[np.float32]
         ids, vectors = read(encoder_id, spec.dim)
         adapter = self._adapter(row)
         if adapter is not None and target is Target.CAPTIONS:
@@ -114,12 +116,12 @@ class IndexFiles:
         self._save(index, self._path(target, row.stamp), target)
         return index
 
-    def stored(self, target: Target, row: LibraryRow) -> VectorIndex | None:
-        """Return the index of a state where its file is there and whole."""
+    def search_of(self, target: Target, row: LibraryRow) -> tuple[bool, float | None]:
+        """Say how a state's index searches, as `Library.search_of` does."""
         try:
-            return indexes.open(self._path(target, row.stamp))
+            return indexes.search_of(self._path(target, row.stamp))
         except indexes.IndexFileError:
-            return None
+            return True, 1.0
 
     def rename(self, before: str, now: str) -> None:
         """Call the pictures' index of one state that of another, where only texts changed."""

@@ -194,9 +194,12 @@ class Library:
         with self.catalog.write() as transaction:
             transaction.forget_changes(row.stamp)
 
-    def stored_index(self, target: Target, row: LibraryRow) -> VectorIndex | None:
-        """Return the index of a state as it lies on the disk; None where there is none."""
-        return self._files.stored(target, row)
+    def search_of(self, target: Target, row: LibraryRow) -> tuple[bool, float | None]:
+        """Say whether a state's index is exact, and the recall (0 to 1) that was measured of it.
+
+        Where there is none yet, a query makes an exact one.
+        """
+        return self._files.search_of(target, row)
 
     def build_index(
         self,

@@ -41,12 +41,10 @@ def status(
         listed = opened.catalog.problems() if problems else []
         adapter = None if row.adapter_id is None else opened.catalog.adapter(row.adapter_id)
         encoders = opened.catalog.encoders()
-        index = opened.stored_index(Target.IMAGES, row)
+        exact, recall = opened.search_of(Target.IMAGES, row)
     finally:
         opened.close()
     model = row.encoder.label if row.encoder else None
-    # Where no file is current, a query makes an exact index.
-    exact, recall = (True, 1.0) if index is None else (index.exact, index.recall)
     if as_json:
         fields: dict[str, Any] = {
             "schema": 1,

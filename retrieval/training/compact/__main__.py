@@ -140,8 +140,7 @@ class _Training:
         self._images = options.data / "images"
         self._detector = options.models / "coco_ssd_mobilenet_v1_1.0_quant_2018_06_29.tflite"
         self._detections = self._detected(sources.photos)
-        self._tokenizer = Tokenizer.from_file(str(tokenizer))
-        self._model = _new_model(self._tokenizer)
+        self._model = _new_model(Tokenizer.from_file(str(tokenizer)))
 
     def run(self) -> DualEncoder:
         """Return the model after all stages."""
@@ -283,9 +282,9 @@ class _Training:
         return replace(found, captions=torch.tensor(sources.loose_texts)[found.captions])
 
     def _tokens(self) -> list[list[int]]:
-        self._tokenizer.no_padding()
-        self._tokenizer.enable_truncation(MAX_TOKENS)
-        return [found.ids for found in self._tokenizer.encode_batch(list(self._sources.texts))]
+        tokenizer = Tokenizer.from_str(self._model.tokenizer.to_str())
+        tokenizer.no_padding()
+        return [found.ids for found in tokenizer.encode_batch(list(self._sources.texts))]
 
 
 def _photos(sources: Sources, views: Sequence[_View], detections: torch.Tensor) -> Photos:
@@ -320,6 +319,7 @@ def _new_model(tokenizer: Tokenizer) -> DualEncoder:
         "dim": DIM,
         "hidden": {"image": HIDDEN_IMAGE, "text": HIDDEN_TEXT},
     }
+    texts = TextPreprocess(max_tokens=MAX_TOKENS)
     return DualEncoder(
         build(architecture),
         Description(
@@ -328,9 +328,9 @@ def _new_model(tokenizer: Tokenizer) -> DualEncoder:
             preprocess=PREPROCESS,
             mean=(MEAN,) * 3,
             deviation=(1 / SCALE,) * 3,
-            texts=TextPreprocess(max_tokens=MAX_TOKENS),
+            texts=texts,
         ),
-        tokenizer,
+        texts.configure(tokenizer),
     )
 
 
