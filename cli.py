@@ -11,6 +11,7 @@ import typer
 from mmsearch import __version__
 from mmsearch.errors import MmsearchError
 from mmsearch.retrieval.commands.evaluate import evaluate
+from mmsearch.retrieval.commands.export import export
 from mmsearch.retrieval.commands.index import index
 from mmsearch.retrieval.commands.migrate import migrate
 from mmsearch.retrieval.commands.models import models
@@ -70,7 +71,7 @@ def _options(
     """Find pictures with words, and words with pictures. Offline, on your own machine."""
 
 
-for command in (index, query, evaluate, train, tune, migrate, models, optimize, status):
+for command in (index, query, evaluate, train, tune, migrate, models, optimize, export, status):
     app.command()(command)
 
 

@@ -142,6 +142,20 @@ def test_asking_for_more_than_there_is_gives_all_there_is(indexed: Path) -> None
     assert len(json_of("query", "red", "-k", 10**20, cwd=indexed)["results"]) == 4
 
 
+def test_export_writes_a_folder_and_says_where_paths_lead(indexed: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    report = json_of("export", out, "--what", "all", cwd=indexed)
+    assert report["rows"] == report["images"] == 4
+    assert report["captions"] == 1
+    assert report["image_path"] == "absolute"
+    assert report["library"] == str(indexed / "my photos")
+    assert np.load(out / "img_emb/img_emb_0.npy").shape == (4, report["dim"])
+    assert all((out / name).is_file() for name in report["files"])
+    assert "relative to" in run("export", out, cwd=indexed).stderr
+    assert "one of images, captions, all" in run("export", out, "--what", "x", code=2).stderr
+    assert "something else" in run("export", indexed, cwd=indexed, code=1).stderr
+
+
 def test_image_to_captions(indexed: Path) -> None:
     answer = json_of(
         "query", "--image", indexed / "my photos/night.png", "--to", "captions", cwd=indexed

@@ -8,6 +8,7 @@ in one transaction, so a vector without its file, or the reverse, cannot exist.
 from __future__ import annotations
 
 from mmsearch.retrieval.catalog.encoders import EncoderRow, UnembeddedFile
+from mmsearch.retrieval.catalog.snapshot import Snapshot, StoredPicture
 from mmsearch.retrieval.catalog.store import (
     AdapterRow,
     Catalog,
@@ -26,6 +27,8 @@ __all__ = [
     "KnownFile",
     "KnownProblem",
     "LibraryRow",
+    "Snapshot",
+    "StoredPicture",
     "Transaction",
     "UnembeddedFile",
 ]

@@ -31,6 +31,7 @@ from mmsearch.retrieval.catalog.encoders import (
     spec_of,
     unembedded_files,
 )
+from mmsearch.retrieval.catalog.snapshot import Snapshot
 from mmsearch.retrieval.catalog.transaction import Transaction
 from mmsearch.retrieval.schema import Hit, Problem, Target
 
@@ -193,6 +194,12 @@ class Catalog:
             transaction = Transaction(connection)
             yield transaction
             transaction.finish()
+
+    @contextmanager
+    def snapshot(self) -> Iterator[Snapshot]:
+        """Read one state of the catalog in blocks, whatever is written meanwhile."""
+        with self._connect() as connection:
+            yield Snapshot(connection, self.path)
 
     def library(self) -> LibraryRow:
         """Return the library's own row and its active encoder."""
