@@ -71,36 +71,37 @@ class Snapshot:
             StorageError: a vector has another length.
         """
         file, vector, caption = tables.file.c, tables.file_vector.c, tables.caption.c
-        names = [field.name for field in fields(Picture)]
-        columns = [file[name] for name in names]
-        statement = (
-            select(file.id, vector.vector, *columns)
-            .join_from(tables.file, tables.file_vector, vector.file_id == file.id)
-            .where(vector.encoder_id == encoder_id)
-            .order_by(file.path)
-        )
+        embedded = select(vector.file_id).where(vector.encoder_id == encoder_id)
+        statement = select(file.id).where(file.id.in_(embedded)).order_by(file.path)
         if captioned is not None:
-            embedded = (
-                select(caption.id)
-                .join_from(tables.caption, tables.caption_vector)
-                .where(
-                    caption.file_id == file.id,
-                    tables.caption_vector.c.encoder_id == encoder_id,
-                )
-                .exists()
+            texts = select(caption.file_id).join_from(tables.caption, tables.caption_vector)
+            texts = texts.where(tables.caption_vector.c.encoder_id == encoder_id)
+            statement = statement.where(file.id.in_(texts) if captioned else file.id.not_in(texts))
+        # Ids first: sorting whole rows would take as much space again as all vectors do.
+        streamed = self._connection.execution_options(yield_per=4096)
+        ids = np.fromiter(streamed.scalars(statement), dtype=np.int64)
+        for start in range(0, len(ids), PICTURES_PER_BLOCK):
+            yield self._block(ids[start : start + PICTURES_PER_BLOCK].tolist(), encoder_id, dim)
+
+    def _block(self, ids: list[int], encoder_id: int, dim: int) -> list[StoredPicture]:
+        names = [field.name for field in fields(Picture)]
+        file, vector = tables.file.c, tables.file_vector.c
+        columns = [file.id, vector.vector, *(file[name] for name in names)]
+        statement = (
+            select(*columns)
+            .join_from(tables.file, tables.file_vector, vector.file_id == file.id)
+            .where(file.id.in_(ids), vector.file_id.in_(ids), vector.encoder_id == encoder_id)
+        )
+        rows = {row[0]: row for row in self._connection.execute(statement)}
+        captions = self._captions(ids, encoder_id, dim)
+        return [
+            StoredPicture(
+                Picture(**dict(zip(names, rows[id_][2:], strict=True))),
+                self._vector(rows[id_][1], dim),
+                captions.get(id_, []),
             )
-            statement = statement.where(embedded if captioned else ~embedded)
-        streamed = self._connection.execution_options(yield_per=PICTURES_PER_BLOCK)
-        for rows in streamed.execute(statement).partitions():
-            captions = self._captions([row[0] for row in rows], encoder_id, dim)
-            yield [
-                StoredPicture(
-                    Picture(**dict(zip(names, values, strict=True))),
-                    self._vector(blob, dim),
-                    captions.get(id_, []),
-                )
-                for id_, blob, *values in rows
-            ]
+            for id_ in ids
+        ]
 
     def _captions(
         self, file_ids: list[int], encoder_id: int, dim: int
