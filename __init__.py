@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from mmsearch.retrieval.engine import SearchEngine
     from mmsearch.retrieval.engine import open_engine as open
     from mmsearch.retrieval.evaluation import evaluate
+    from mmsearch.retrieval.exchange.adoption import import_library
     from mmsearch.retrieval.exchange.export import export_library
     from mmsearch.retrieval.ingest import index
     from mmsearch.retrieval.library_evaluation import evaluate_library
@@ -38,6 +39,7 @@ __all__ = [
     "evaluate",
     "evaluate_library",
     "export_library",
+    "import_library",
     "index",
     "load_encoder",
     "migrate",
@@ -55,6 +57,7 @@ _ORIGIN = {
     "evaluate": ("mmsearch.retrieval.evaluation", "evaluate"),
     "evaluate_library": ("mmsearch.retrieval.library_evaluation", "evaluate_library"),
     "export_library": ("mmsearch.retrieval.exchange.export", "export_library"),
+    "import_library": ("mmsearch.retrieval.exchange.adoption", "import_library"),
     "index": ("mmsearch.retrieval.ingest", "index"),
     "load_encoder": ("mmsearch.retrieval.encoders", "load_encoder"),
     "migrate": ("mmsearch.retrieval.model_change", "migrate"),

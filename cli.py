@@ -12,6 +12,7 @@ from mmsearch import __version__
 from mmsearch.errors import MmsearchError
 from mmsearch.retrieval.commands.evaluate import evaluate
 from mmsearch.retrieval.commands.export import export
+from mmsearch.retrieval.commands.import_ import import_
 from mmsearch.retrieval.commands.index import index
 from mmsearch.retrieval.commands.migrate import migrate
 from mmsearch.retrieval.commands.models import models
@@ -71,8 +72,21 @@ def _options(
     """Find pictures with words, and words with pictures. Offline, on your own machine."""
 
 
-for command in (index, query, evaluate, train, tune, migrate, models, optimize, export, status):
-    app.command()(command)
+for command in (
+    index,
+    query,
+    evaluate,
+    train,
+    tune,
+    migrate,
+    models,
+    optimize,
+    export,
+    import_,
+    status,
+):
+    # `import` is a word of Python's own, so its function is called `import_`.
+    app.command(command.__name__.rstrip("_"))(command)
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from mmsearch.retrieval.catalog import KnownFile, KnownProblem, Transaction
 
-__all__ = ["IndexReport", "Progress", "index"]
+__all__ = ["IndexReport", "Progress", "Run", "index"]
 
 logger = logging.getLogger(__name__)
 
@@ -143,7 +143,7 @@ def index(
     try:
         with library.indexing():
             encoder = _encoder(library, model)
-            run = _Run(library, encoder, found, report_progress, pace)
+            run = Run(library, encoder, found, report_progress, pace)
             run.pictures(retry=retry)
             if pairs_file is not None:
                 run.captions_file(pairs_file, [(pair.path, pair.caption) for pair in pairs])
@@ -185,8 +185,8 @@ def _encoder(library: Library, model: str | Path | Encoder | None) -> Encoder:
     return encoder
 
 
-class _Run:
-    """One run of `index`: the state its stages share."""
+class Run:
+    """One run that changes a library: the state its stages share."""
 
     def __init__(
         self,
@@ -215,7 +215,7 @@ class _Run:
         settled = [path for path in broken if self._is_gone(path)]
         todo: dict[str, FoundFile] = {}
         for path, file in self.found.files.items():
-            if self._is_current(self.known.get(path), file):
+            if self.is_current(self.known.get(path), file):
                 self.report.unchanged += 1
                 if path in broken:
                     settled.append(path)
@@ -274,7 +274,8 @@ class _Run:
         self.report.problems = counts.problems
         self.report.captions = counts.captions
 
-    def _is_current(self, known: KnownFile | None, file: FoundFile) -> bool:
+    def is_current(self, known: KnownFile | None, file: FoundFile) -> bool:
+        """Say whether a file is the one that was embedded, by its size, time and side-cars."""
         return (
             known is not None
             and known.embedded
@@ -302,7 +303,7 @@ class _Run:
                 if isinstance(item, Read):
                     self._write(transaction, item, batch.vectors.get(item.picture.path), gone)
                 else:
-                    self._write_problem(transaction, item)
+                    self.write_problem(transaction, item)
 
     def _write(
         self,
@@ -329,7 +330,7 @@ class _Run:
             try:
                 vector = self.encoder.encode_images([self.library.root / picture.path])[0]
             except MediaError as error:
-                self._write_problem(transaction, Unread(picture.path, error))
+                self.write_problem(transaction, Unread(picture.path, error))
                 return
         if old is not None:
             transaction.refresh_file(old, picture)
@@ -345,7 +346,8 @@ class _Run:
         assert file_id is not None
         transaction.set_captions(file_id, item.captions)
 
-    def _write_problem(self, transaction: Transaction, item: Unread) -> None:
+    def write_problem(self, transaction: Transaction, item: Unread) -> None:
+        """Record why a file cannot be indexed."""
         file = self.found.files[item.path]
         problem = Problem(item.path, item.error.kind, str(item.error))
         keep = item.error.kind in TRANSIENT_KINDS

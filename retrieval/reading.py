@@ -8,7 +8,7 @@ same time is for `Workers` to find out.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Container, Generator, Iterator, Mapping
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -67,7 +67,7 @@ class PictureReader:
         self,
         root: Path,
         encoder: Encoder,
-        contents: Mapping[bytes, int],
+        contents: Container[bytes],
         *,
         pace: Pace | None = None,
         workers: Workers | None = None,

@@ -208,6 +208,17 @@ class Transaction:
                 ],
             )
 
+    def captions_to_embed(self, file_id: int, encoder_id: int) -> list[tuple[int, str]]:
+        """Return the captions (id, text) of a picture that this encoder has not embedded."""
+        caption, vector = tables.caption.c, tables.caption_vector.c
+        embedded = select(vector.caption_id).where(
+            vector.caption_id == caption.id, vector.encoder_id == encoder_id
+        )
+        statement = select(caption.id, caption.text).where(
+            caption.file_id == file_id, ~embedded.exists()
+        )
+        return [(id_, text) for id_, text in self._connection.execute(statement)]
+
     def put_caption_vectors(
         self, encoder_id: int, ids: Sequence[int], vectors: NDArray[np.float32]
     ) -> None:
