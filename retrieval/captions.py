@@ -8,7 +8,7 @@ from pathlib import Path
 from mmsearch.retrieval.metadata import clean_caption
 from mmsearch.retrieval.schema import Caption
 
-__all__ = ["SIDECAR_SUFFIXES", "read_sidecar", "sidecar_names"]
+__all__ = ["SIDECAR_SUFFIXES", "parse_sidecar", "read_sidecar", "sidecar_names"]
 
 SIDECAR_SUFFIXES = (".txt", ".json", ".supplemental-metadata.json")
 """`photo.txt` and `photo.jpg.txt` both belong to `photo.jpg`; the last is Google Takeout's."""
@@ -34,10 +34,16 @@ def read_sidecar(path: Path) -> list[Caption]:
     """
     try:
         with path.open("rb") as file:
-            raw = file.read(MAX_SIDECAR_BYTES).decode("utf-8-sig", errors="replace")
+            content = file.read(MAX_SIDECAR_BYTES)
     except OSError:
         return []
-    if path.suffix.lower() == ".txt":
+    return parse_sidecar(path.name, content)
+
+
+def parse_sidecar(name: str, content: bytes) -> list[Caption]:
+    """Return what `read_sidecar` does, from the content of a side-car of this name."""
+    raw = content[:MAX_SIDECAR_BYTES].decode("utf-8-sig", errors="replace")
+    if name.lower().endswith(".txt"):
         values: list[object] = list(raw.splitlines())
     else:
         try:

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 
 from mmsearch.errors import MediaError, MmsearchError, ModelError, ModelMismatch, QueryError, quoted
 from mmsearch.indexes import IndexFileError
+from mmsearch.retrieval.containers import read_inside
 from mmsearch.retrieval.encoders import DEFAULT_MODEL, load_encoder
 from mmsearch.retrieval.library import Library
+from mmsearch.retrieval.media import open_picture
 from mmsearch.retrieval.schema import Hit, Query, Results, Target, tell_apart
 
 if TYPE_CHECKING:
@@ -144,7 +146,8 @@ class SearchEngine:
             return encoder.encode_texts([text])
         assert image is not None
         try:
-            return encoder.encode_images([image])
+            inside = read_inside(Path(image)) if isinstance(image, (str, Path)) else None
+            return encoder.encode_images([image if inside is None else open_picture(inside)])
         except MediaError as error:
             raise QueryError(f"The query picture cannot be used: {error}.") from error
 

@@ -18,19 +18,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmsearch.errors import MediaError, ModelMismatch, SourceError, quoted
+from mmsearch.retrieval.containers import is_there
 from mmsearch.retrieval.embedding import Embedded, Progress, embed_captions, embed_files
 from mmsearch.retrieval.encoders import DEFAULT_MODEL, Encoder, load_encoder
 from mmsearch.retrieval.library import Library
-from mmsearch.retrieval.media import TRANSIENT_KINDS
+from mmsearch.retrieval.media import TRANSIENT_KINDS, open_picture
 from mmsearch.retrieval.pace import Pace, Stage
 from mmsearch.retrieval.pairs import Locator, read_pairs
 from mmsearch.retrieval.reading import Read, Unread
-from mmsearch.retrieval.scan import FoundFile, Scan, scan
+from mmsearch.retrieval.scan import FoundFile, Scan, would_list
 from mmsearch.retrieval.schema import Caption, Problem, tell_apart
+from mmsearch.retrieval.survey import survey
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+    from PIL.Image import Image
 
     from mmsearch.retrieval.catalog import KnownFile, KnownProblem, Transaction
 
@@ -102,6 +105,7 @@ class IndexReport:
 def index(
     folder: Path | str,
     *,
+    root: Path | str | None = None,
     model: str | Path | Encoder | None = None,
     captions: Path | str | None = None,
     retry: bool = False,
@@ -110,7 +114,11 @@ def index(
     """Bring the library of a folder of pictures up to date, making it when there is none.
 
     Args:
-        folder: the pictures; read, never written to but for the library's own folder.
+        folder: the pictures; read, never written to but for the library's own folder. Or tar
+            files (one, or a pattern), a Parquet file, or a list of paths: see `read_list`. Such a
+            run leaves alone whatever it does not name.
+        root: the library's folder where `folder` is none; the nearest library above the files
+            named, or else the folder that they have in common, when not given.
         model: the encoder; a new library takes `compact`, an existing one keeps its own (see
             `migrate`).
         captions: a file of (picture, caption) pairs, see `read_pairs`; replaces what a file of
@@ -127,26 +135,26 @@ def index(
     started = time.perf_counter()
     if not str(folder):
         raise SourceError("The folder's name is empty. Give the folder that holds the pictures.")
-    root = _expanded(folder).absolute()
     report_progress = progress or (lambda _: None)
     pairs_file = None if captions is None else _expanded(captions)
     pairs = [] if pairs_file is None else read_pairs(pairs_file)
 
     report_progress(Progress("scan", 0, 0))
     pace = Pace()
+    source = _expanded(folder)
     with pace.alone(Stage.SCAN):
-        found = scan(root)
-    if not found.files and not found.unusable:
-        raise SourceError(_nothing_found(root, found))
+        seen = survey(source, None if root is None else _expanded(root), retry=retry)
 
-    library = Library.create(root)
+    library = Library.create(seen.root)
     try:
         with library.indexing():
             encoder = _encoder(library, model)
-            run = Run(library, encoder, found, report_progress, pace)
+            run = Run(library, encoder, seen.found, report_progress, pace)
             run.pictures(retry=retry)
             if pairs_file is not None:
                 run.captions_file(pairs_file, [(pair.path, pair.caption) for pair in pairs])
+            if seen.captions:
+                run.captions_file(source, seen.captions)
             run.embed_captions()
             run.finish()
         run.report.seconds = time.perf_counter() - started
@@ -160,16 +168,6 @@ def index(
 def _expanded(path: Path | str) -> Path:
     # Unlike `Path.expanduser`, leaves alone what names no user's home.
     return Path(os.path.expanduser(path))  # noqa: PTH111
-
-
-def _nothing_found(root: Path, found: Scan) -> str:
-    where = f"No pictures were found in {root}"
-    if found.unreadable:
-        return f"{where}: {len(found.unreadable)} of its folders cannot be read. Check permissions."
-    return (
-        f"{where} (JPEG, PNG, WebP, GIF, BMP, TIFF, HEIC and AVIF are looked for, hidden folders "
-        "are not). Nothing was changed; if there is an index from earlier, it is kept."
-    )
 
 
 def _encoder(library: Library, model: str | Path | Encoder | None) -> Encoder:
@@ -212,7 +210,7 @@ class Run:
     def pictures(self, *, retry: bool) -> None:
         """Read, embed and commit what is new or changed; forget what is gone."""
         broken = self.catalog.known_problems()
-        settled = [path for path in broken if self._is_gone(path)]
+        settled = [path for path in broken if self._is_gone(path) or self._is_mended(path)]
         todo: dict[str, FoundFile] = {}
         for path, file in self.found.files.items():
             if self.is_current(self.known.get(path), file):
@@ -293,7 +291,13 @@ class Run:
     def _is_gone(self, path: str) -> bool:
         """Say whether the scan would have seen a file at `path`, and has not."""
         found = self.found
-        return path not in found.files and not found.may_hold(path)
+        if path in found.files or path in found.containers or found.may_hold(path):
+            return False
+        # What only a list can name is gone when it is no more, not where a scan leaves it out.
+        return would_list(path) or not is_there(self.library.root, path)
+
+    def _is_mended(self, container: str) -> bool:
+        return container in self.found.listed and container not in self.found.damaged
 
     def _commit(self, batch: Embedded, gone: dict[int, str]) -> None:
         """Write a batch in one transaction."""
@@ -328,7 +332,7 @@ class Run:
         if vector is None and not embedded:
             # Its twin was itself replaced a moment ago (two files that swapped names).
             try:
-                vector = self.encoder.encode_images([self.library.root / picture.path])[0]
+                vector = self.encoder.encode_images([self._opened(picture.path)])[0]
             except MediaError as error:
                 self.write_problem(transaction, Unread(picture.path, error))
                 return
@@ -346,6 +350,10 @@ class Run:
         assert file_id is not None
         transaction.set_captions(file_id, item.captions)
 
+    def _opened(self, path: str) -> Path | Image:
+        place = self.found.files[path].place
+        return self.library.root / path if place is None else open_picture(place.read())
+
     def write_problem(self, transaction: Transaction, item: Unread) -> None:
         """Record why a file cannot be indexed."""
         file = self.found.files[item.path]
@@ -362,4 +370,12 @@ class Run:
                 transaction.put_problem(Problem(path, "not-a-file", reason))
             for path, reason in self.found.unreadable.items():
                 transaction.put_problem(Problem(path, "unreadable", reason), forget=False)
+            for path, (kind, reason) in self.found.damaged.items():
+                size, mtime_ns = self.found.containers[path]
+                transaction.put_problem(Problem(path, kind, reason), size, mtime_ns, forget=False)
+            # All that is in them is done: they need not be read again until they change.
+            transaction.forget_containers(filter(self._is_gone, self.catalog.containers()))
+            transaction.put_containers(
+                {path: self.found.containers[path] for path in sorted(self.found.listed)}
+            )
         self.report.removed = len(gone)

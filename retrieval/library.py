@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from mmsearch.indexes import VectorIndex
     from mmsearch.retrieval.schema import EncoderSpec
 
-__all__ = ["ENVIRONMENT", "FOLDER", "Library", "find_library", "remember_library"]
+__all__ = ["ENVIRONMENT", "FOLDER", "Library", "find_library", "library_above", "remember_library"]
 
 logger = logging.getLogger(__name__)
 
@@ -263,6 +263,12 @@ def find_library(given: Path | None = None) -> tuple[Path, str]:
         f"There is no library in {here}, above it or directly below it. Make one with: "
         "mmsearch index FOLDER, or name one with --library."
     )
+
+
+def library_above(folder: Path) -> Path | None:
+    """Return the nearest folder, from `folder` upwards, that has a library."""
+    above = (folder, *folder.parents)
+    return next((one for one in above if _library_folder(one) is not None), None)
 
 
 def remember_library(root: Path) -> None:

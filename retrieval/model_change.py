@@ -7,7 +7,6 @@ before an interruption stays, and nothing is dropped before the switch.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmsearch.errors import ModelError, SourceError, quoted
+from mmsearch.retrieval.containers import is_there, places_of
 from mmsearch.retrieval.embedding import Embedded, Progress, embed_captions, embed_files
 from mmsearch.retrieval.encoders import Encoder, load_encoder
 from mmsearch.retrieval.library import Library
@@ -270,7 +270,13 @@ class _Change:
         return dict(first.values())
 
     def _pictures(self, todo: dict[str, UnembeddedFile]) -> None:
-        files = {path: FoundFile(file.size, file.mtime_ns, "") for path, file in todo.items()}
+        places = places_of(self.library.root, todo)
+        # What lies in a container is read from its front to its end.
+        order = [*(path for path in todo if path not in places), *places]
+        files = {
+            path: FoundFile(todo[path].size, todo[path].mtime_ns, "", places.get(path))
+            for path in order
+        }
         done = 0
         self.progress(Progress("pictures", 0, len(files)))
         batches = embed_files(self.library.root, files, self.encoder, contents={}, pace=self.pace)
@@ -304,8 +310,7 @@ class _Change:
             return
         root = self.library.root
         known = self.catalog.known_files(self.encoder_id)
-        # Unlike `Path.exists`, says no below a folder that may not be entered.
-        if not any(os.path.exists(root / path) for path in known):  # noqa: PTH110
+        if not any(is_there(root, path) for path in known):
             raise SourceError(
                 f"None of the pictures of {root} is there. Is the disk plugged in? Nothing was "
                 "switched, and what is embedded stays; run the same command again."

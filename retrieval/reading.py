@@ -129,7 +129,7 @@ class PictureReader:
 
     def _read(self, path: str, file: FoundFile) -> Read:
         absolute = self._root / path
-        data = read_bytes(absolute)
+        data = read_bytes(absolute) if file.place is None else file.place.read()
         digest = sha256(data).digest()
         image = open_picture(data)
         facts = read_metadata(image)
@@ -142,7 +142,9 @@ class PictureReader:
                 upright = upright_rgb(image, at_least=self._encoder.decode_size)
                 pixels = self._encoder.prepare(upright)
         captions = list(facts.captions)
-        if file.sidecars:
+        if file.place is not None:
+            captions = file.place.captions() + captions
+        elif file.sidecars:
             beside = (absolute.with_name(name) for name in sidecar_names(absolute.name))
             captions = [caption for path in beside for caption in read_sidecar(path)] + captions
         picture = Picture(

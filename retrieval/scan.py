@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from errno import ELOOP, ENOENT
 from hashlib import blake2b
@@ -12,11 +13,12 @@ from stat import S_ISDIR
 
 from pathspec import GitIgnoreSpec
 
-from mmsearch.errors import SourceError
+from mmsearch.errors import MissingExtra, SourceError
 from mmsearch.retrieval.captions import sidecar_names
+from mmsearch.retrieval.containers import CONTAINER_SUFFIXES, Place, list_contents
 from mmsearch.retrieval.media import SUFFIXES
 
-__all__ = ["IGNORE_FILE", "FoundFile", "Scan", "scan"]
+__all__ = ["IGNORE_FILE", "FoundFile", "Scan", "scan", "sidecar_fingerprint", "would_list"]
 
 IGNORE_FILE = ".mmsearchignore"
 """At the library's root, in the syntax of `.gitignore`."""
@@ -34,11 +36,13 @@ class FoundFile:
     Attributes:
         sidecars: fingerprint of the caption files beside it (names, sizes, times); empty when
             there are none.
+        place: where it lies inside a container, whose time is its own; None for a file.
     """
 
     size: int
     mtime_ns: int
     sidecars: str
+    place: Place | None = None
 
 
 @dataclass(slots=True)
@@ -51,15 +55,58 @@ class Scan:
             the reason.
         unreadable: folders that could not be listed and files that could not be looked at, with
             the reason: they and what lies below them are unknown, not gone.
+        containers: size and time of every file that holds pictures, by path.
+        damaged: kind and reason of each container that could not be read to its end.
+        listed: containers that were read for this scan; the others are as they were.
+        covered: the only paths that this scan speaks for, with what lies below them; all where it
+            is None.
     """
 
     files: dict[str, FoundFile] = field(default_factory=dict)
     unusable: dict[str, str] = field(default_factory=dict)
     unreadable: dict[str, str] = field(default_factory=dict)
+    containers: dict[str, tuple[int, int]] = field(default_factory=dict)
+    damaged: dict[str, tuple[str, str]] = field(default_factory=dict)
+    listed: set[str] = field(default_factory=set)
+    covered: frozenset[str] | None = None
 
     def may_hold(self, path: str) -> bool:
-        """Say whether `path` is, or lies below, what could not be looked at."""
-        return any(path == place or path.startswith(f"{place}/") for place in self.unreadable)
+        """Say whether `path` is, or lies below, what was not looked at."""
+        if any(path == place or path.startswith(f"{place}/") for place in self.unreadable):
+            return True
+        if self.covered is None:
+            return False
+        places = [path, *(path[:i] for i, letter in enumerate(path) if letter == "/")]
+        return self.covered.isdisjoint(places)
+
+    def open_containers(self, root: Path, unchanged: Mapping[str, Mapping[str, FoundFile]]) -> None:
+        """Add the pictures inside of containers to `files`.
+
+        Args:
+            root: what the paths are relative to.
+            unchanged: what is known to be in containers that need not be read again.
+        """
+        inside: dict[str, Mapping[str, FoundFile]] = {}
+        for path, (_, mtime_ns) in self.containers.items():
+            if path in unchanged:
+                inside[path] = unchanged[path]
+                continue
+            try:
+                contents = list_contents(root / path)
+            except (OSError, MissingExtra) as error:
+                self.unreadable[path] = getattr(error, "strerror", None) or str(error)
+                continue
+            self.listed.add(path)
+            if contents.problem is not None:
+                self.damaged[path] = contents.problem
+            inside[path] = {
+                f"{path}/{name}": FoundFile(place.size, mtime_ns, place.sidecars, place)
+                for name, place in contents.pictures.items()
+            }
+        own = {path: {path: file} for path, file in self.files.items()}
+        # In the order of paths, and inside a container as it is stored: read from front to end.
+        everything = sorted([*own.items(), *inside.items()], key=lambda item: item[0])
+        self.files = {path: file for _, files in everything for path, file in files.items()}
 
 
 def scan(root: Path) -> Scan:
@@ -126,9 +173,7 @@ def _visit(
                 if not ignored.match_file(f"{path}/"):
                     (links if entry.is_symlink() else folders).append((Path(entry.path), path))
                 continue
-            if not _is_picture_name(name):
-                continue
-            if ignored.match_file(path):
+            if not _is_looked_at(name) or ignored.match_file(path):
                 continue
             if not entry.is_file():
                 link = entry.is_symlink()
@@ -136,20 +181,39 @@ def _visit(
                 continue
             status = entry.stat()
         except OSError as error:
-            if _is_picture_name(name):
+            if _is_looked_at(name):
                 lost = error.errno in {ENOENT, ELOOP}
                 reason = "a link that leads nowhere" if lost else f"{error.strerror}"
                 (found.unusable if lost else found.unreadable)[path] = reason
             continue
-        sidecars = _sidecars(name, by_name)
+        if _is_container_name(name):
+            found.containers[path] = status.st_size, status.st_mtime_ns
+            continue
+        sidecars = sidecar_fingerprint(name, by_name)
         found.files[path] = FoundFile(status.st_size, status.st_mtime_ns, sidecars)
+
+
+def _is_looked_at(name: str) -> bool:
+    return _is_picture_name(name) or _is_container_name(name)
+
+
+def _is_container_name(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in CONTAINER_SUFFIXES  # noqa: PTH122
 
 
 def _is_picture_name(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in SUFFIXES  # noqa: PTH122 (a name, in a hot loop)
 
 
-def _sidecars(name: str, by_name: dict[str, os.DirEntry[str]]) -> str:
+def would_list(path: str) -> bool:
+    """Say whether a scan lists a picture at this path, but for what `.mmsearchignore` names."""
+    parts = path.split("/")
+    hidden = any(part.startswith(".") or part in ALWAYS_IGNORED for part in parts)
+    return not hidden and _is_picture_name(parts[-1])
+
+
+def sidecar_fingerprint(name: str, by_name: Mapping[str, os.DirEntry[str] | Path]) -> str:
+    """Return the fingerprint of a picture's caption files, from what lies beside it."""
     parts = []
     for candidate in sidecar_names(name):
         if candidate in by_name:

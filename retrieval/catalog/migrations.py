@@ -169,11 +169,27 @@ def m004_vector_changes(connection: Connection) -> None:
         connection.execute(text(statement))
 
 
+def m005_containers(connection: Connection) -> None:
+    """Create the record of tar and Parquet files that were read whole, as they were then."""
+    connection.execute(
+        text(
+            """
+            CREATE TABLE container (
+                path TEXT PRIMARY KEY,
+                size INTEGER NOT NULL,
+                mtime_ns INTEGER NOT NULL
+            )
+            """
+        )
+    )
+
+
 MIGRATIONS: tuple[Callable[[Connection], None], ...] = (
     m001_initial,
     m002_adapters,
     m003_next_encoder,
     m004_vector_changes,
+    m005_containers,
 )
 """In the order in which they run. Append only."""
 

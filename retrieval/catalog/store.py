@@ -280,6 +280,13 @@ class Catalog:
             rows = connection.execute(statement)
             return {path: KnownProblem(*rest) for path, *rest in rows}
 
+    def containers(self) -> dict[str, tuple[int, int]]:
+        """Return size and time of every container that was read whole, by path."""
+        columns = tables.container.c
+        statement = select(columns.path, columns.size, columns.mtime_ns)
+        with self._connect() as connection:
+            return {path: (size, at) for path, size, at in connection.execute(statement)}
+
     def known_contents(self, sizes: Iterable[int], encoder_id: int) -> dict[bytes, int]:
         """Return the file id by content hash, for embedded files of one of the given sizes."""
         file, vector = tables.file.c, tables.file_vector.c

@@ -27,6 +27,7 @@ __all__ = [
     "adapter",
     "caption",
     "caption_vector",
+    "container",
     "encoder",
     "file",
     "file_vector",
@@ -147,6 +148,13 @@ adapter = Table(
     Column("created_at", DateTime, nullable=False),
     Column("weights", LargeBinary, nullable=False),
     Column("report", Text, nullable=False),
+)
+container = Table(
+    "container",
+    metadata,
+    Column("path", FilePath, primary_key=True),
+    Column("size", Integer, nullable=False),
+    Column("mtime_ns", Integer, nullable=False),
 )
 problem = Table(
     "problem",

@@ -271,6 +271,22 @@ class Transaction:
             },
         )
 
+    def put_containers(self, containers: Mapping[str, tuple[int, int]]) -> None:
+        """Record the size and time of containers whose pictures are all done."""
+        self.forget_containers(containers)
+        if containers:
+            rows = [
+                {"path": path, "size": size, "mtime_ns": mtime_ns}
+                for path, (size, mtime_ns) in containers.items()
+            ]
+            self._connection.execute(insert(tables.container), rows)
+
+    def forget_containers(self, paths: Iterable[str]) -> None:
+        """Have containers read anew, should they be there again."""
+        for path in paths:
+            same = tables.container.c.path == path
+            self._connection.execute(delete(tables.container).where(same))
+
     def resolve_problems(self, paths: Iterable[str]) -> None:
         """Forget problems of files that were indexed since, or are gone."""
         for path in paths:

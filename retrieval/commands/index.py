@@ -36,9 +36,21 @@ def index(
     path: Annotated[
         Path,
         typer.Argument(
-            parser=path_argument, metavar="PATH", help="The folder of pictures; it is only read."
+            parser=path_argument,
+            metavar="PATH",
+            help="The folder of pictures; it is only read. Or tar files ('shards/{000..012}.tar'), "
+            "a Parquet file, a list of paths (.txt, .jsonl), or - for a list on standard input.",
         ),
     ],
+    root: Annotated[
+        Path | None,
+        typer.Option(
+            parser=path_argument,
+            metavar="FOLDER",
+            help="The library's folder, for lists and shards.",
+            show_default="the nearest library above the files, or their common folder",
+        ),
+    ] = None,
     model: Annotated[
         str | None,
         typer.Option(
@@ -64,8 +76,10 @@ def index(
 
     Only new and changed files are read. It is safe to interrupt; the same command continues.
 
-    Example: mmsearch index ./photos
-    """
+    \b
+    Examples: mmsearch index ./photos
+              find . -name "*.jpg" -print0 | mmsearch index -
+    """  # noqa: D301 (the backspace keeps the lines apart)
     from mmsearch.retrieval import ingest
     from mmsearch.retrieval.library import remember_library
 
@@ -82,6 +96,7 @@ def index(
 
             report = ingest.index(
                 path,
+                root=root,
                 model=model,
                 captions=captions,
                 retry=retry,
@@ -121,7 +136,7 @@ def _summary(report: IndexReport, path: Path) -> str:
     if report.problems:
         lines.append(
             f"{report.problems:,} files need attention: mmsearch status --problems "
-            f"--library {quoted(path)}"
+            f"--library {quoted(path if path.is_dir() else report.library)}"
         )
     if report.unmatched:
         lines.append(

@@ -27,7 +27,7 @@ from mmsearch.retrieval.exchange.recorded import (
     VectorSource,
     unit_rows,
 )
-from mmsearch.retrieval.exchange.writers import import_pyarrow
+from mmsearch.retrieval.parquet_files import import_pyarrow
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -33,13 +33,9 @@ import numpy as np
 
 from mmsearch import __version__
 from mmsearch.errors import SourceError
-from mmsearch.retrieval.exchange.writers import (
-    NpyWriter,
-    TableWriter,
-    import_pyarrow,
-    picture_row,
-)
+from mmsearch.retrieval.exchange.writers import NpyWriter, TableWriter, picture_row
 from mmsearch.retrieval.library import Library
+from mmsearch.retrieval.parquet_files import import_pyarrow
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -9,28 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmsearch.errors import MissingExtra
+from mmsearch.retrieval.parquet_files import import_pyarrow
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from mmsearch.retrieval.schema import Picture
 
-__all__ = ["NpyWriter", "TableWriter", "import_pyarrow", "picture_row"]
-
-
-def import_pyarrow() -> Any:  # noqa: ANN401
-    """Return pyarrow with its Parquet part.
-
-    Raises:
-        MissingExtra: it is not installed.
-    """
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise MissingExtra("pyarrow", "parquet") from error
-    return pyarrow
+__all__ = ["NpyWriter", "TableWriter", "picture_row"]
 
 
 class NpyWriter:

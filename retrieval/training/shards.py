@@ -9,34 +9,28 @@ For Large Scale Deep Learning").
 
 from __future__ import annotations
 
-import glob
-import itertools
 import json
 import logging
-import re
-import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from mmsearch.errors import MediaError, SourceError
 from mmsearch.retrieval.media import SUFFIXES
+from mmsearch.retrieval.tar_files import (
+    TAR_ENDINGS,
+    TarDamaged,
+    TarUnended,
+    expand_pattern,
+    members,
+    read_stretch,
+)
 
 __all__ = ["ShardPicture", "is_sharded", "read_shards"]
 
 logger = logging.getLogger(__name__)
 
 TEXT_KEYS = ("caption", "captions", "text")
-COMPRESSED = {
-    b"\x1f\x8b": "gunzip",
-    b"BZh": "bunzip2",
-    b"\xfd7zXZ": "unxz",
-    b"(\xb5/\xfd": "unzstd",
-}
-"""What compressed files begin with, and the program that makes them whole."""
-
-ENDINGS = (".tar", *(f".tar.{ending}" for ending in ("gz", "bz2", "xz", "zst")), ".tgz")
-BLOCK = tarfile.BLOCKSIZE
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,20 +44,12 @@ class ShardPicture:
 
     def read(self) -> bytes:
         """Return the member's bytes."""
-        try:
-            with self.shard.open("rb") as file:
-                file.seek(self.offset)
-                data = file.read(self.size)
-        except OSError as error:
-            raise MediaError("unreadable", f"{self.shard}: {error.strerror}") from error
-        if len(data) < self.size:
-            raise MediaError("truncated", f"{self.shard} ends in the middle of it")
-        return data
+        return read_stretch(self.shard, self.offset, self.size)
 
 
 def is_sharded(source: Path | str) -> bool:
     """Return whether `source` names tar files rather than a file of pairs."""
-    return str(source).lower().endswith(ENDINGS) or Path(source).is_dir()
+    return str(source).lower().endswith(TAR_ENDINGS) or Path(source).is_dir()
 
 
 def read_shards(
@@ -82,9 +68,9 @@ def read_shards(
     pictures: list[ShardPicture] = []
     captions: list[list[str]] = []
     skipped: list[tuple[str, str]] = []
-    for shard in _shards(source):
-        members = _read(shard)
-        alone = members.without_picture()
+    for shard in expand_pattern(source):
+        found = _read(shard)
+        alone = found.without_picture()
         if alone and not skip_missing:
             raise SourceError(
                 f"{alone[0]} has no picture of the same name in the shard. Add it, or train "
@@ -93,47 +79,12 @@ def read_shards(
         for name in alone:
             logger.warning("left out of the training: %s has no picture", name)
         skipped += [(name, "there is no picture of the same name") for name in alone]
-        for picture, texts in members.samples():
+        for picture, texts in found.samples():
             pictures.append(picture)
             captions.append(texts)
     if not pictures:
         raise SourceError(f"{source} holds no pairs of a picture and a caption.")
     return pictures, captions, skipped
-
-
-def _shards(source: Path | str) -> list[Path]:
-    text = str(source)
-    if Path(source).is_dir():
-        found = sorted(Path(source).glob("*.tar"))
-    else:
-        names = itertools.chain.from_iterable(
-            # A file may well have brackets in its name.
-            sorted(glob.glob(name))  # noqa: PTH207
-            if glob.has_magic(name) and not Path(name).is_file()
-            else [name]
-            for name in ([text] if Path(text).is_file() else _expand(text))
-        )
-        found = [Path(name) for name in names]
-    missing = [shard for shard in found if not shard.is_file()]
-    if missing or not found:
-        what = f"There is no shard {missing[0]}" if missing else f"There are no .tar files: {text}"
-        raise SourceError(f"{what}. Give a .tar file, a folder of them, or a pattern.")
-    return found
-
-
-def _expand(text: str) -> list[str]:
-    """Return the names that a pattern such as `a-{000..012}.tar` stands for."""
-    match = re.search(r"\{(\d+)\.\.(\d+)\}", text)
-    if match is None:
-        return [text]
-    first, last = match.groups()
-    return [
-        name
-        for number in range(int(first), int(last) + 1)
-        for name in _expand(
-            f"{text[: match.start()]}{number:0{len(first)}d}{text[match.end() :]}",
-        )
-    ]
 
 
 @dataclass(slots=True)
@@ -178,54 +129,27 @@ class _Members:
 
 
 def _read(shard: Path) -> _Members:
-    members = _Members()
+    found = _Members()
     try:
-        with tarfile.open(shard, "r:") as tar:
-            for member in tar:
-                stem, _, ending = member.name.rpartition(".")
-                ending = ending.lower()
-                name = f"{shard.name}/{member.name}"
-                # Hidden ones are what macOS adds beside each file.
-                if not member.isfile() or member.name.rpartition("/")[2].startswith("."):
-                    continue
-                if f".{ending}" in SUFFIXES:
-                    picture = ShardPicture(shard, name, member.offset_data, member.size)
-                    members.pictures.setdefault(stem, picture)
-                elif ending in {"txt", "json"}:
-                    content = tar.extractfile(member)
-                    assert content is not None
-                    found = members.lines if ending == "txt" else members.fields
-                    found[stem] = _captions(content.read(), name, ending)
-                    members.texts.setdefault(stem, name)
-            _check_end(shard, tar.offset)
-    except tarfile.TarError as error:
-        raise SourceError(_reason(shard, error)) from error
+        for member in members(shard):
+            stem, _, ending = member.name.rpartition(".")
+            ending = ending.lower()
+            name = f"{shard.name}/{member.name}"
+            if f".{ending}" in SUFFIXES:
+                picture = ShardPicture(shard, name, member.offset, member.size)
+                found.pictures.setdefault(stem, picture)
+            elif ending in {"txt", "json"}:
+                content = read_stretch(shard, member.offset, member.size)
+                texts = found.lines if ending == "txt" else found.fields
+                texts[stem] = _captions(content, name, ending)
+                found.texts.setdefault(stem, name)
+    except TarUnended as error:
+        logger.warning("%s", error)
+    except (TarDamaged, MediaError) as error:
+        raise SourceError(str(error)) from error
     except OSError as error:
         raise SourceError(f"{shard} cannot be read: {error.strerror or error}.") from error
-    return members
-
-
-def _check_end(shard: Path, offset: int) -> None:
-    """Raise where no member begins although the tar file goes on: tarfile just stops there."""
-    with shard.open("rb") as file:
-        file.seek(offset)
-        block = file.read(BLOCK)
-    if block.strip(b"\0"):
-        raise tarfile.ReadError(f"no member begins at byte {offset:,}")
-    if not block:
-        logger.warning("%s has no end mark: it may have been cut off", shard)
-
-
-def _reason(shard: Path, error: tarfile.TarError) -> str:
-    with shard.open("rb") as file:
-        start = file.read(8)
-    program = next((name for magic, name in COMPRESSED.items() if start.startswith(magic)), None)
-    if program is None:
-        return f"{shard} is not a tar file, or damaged: {error}. Copy or make it again."
-    return (
-        f"{shard} is a compressed tar file, in which pictures cannot be read in any order. "
-        f"Uncompress it first: {program}"
-    )
+    return found
 
 
 def _captions(content: bytes, name: str, ending: str) -> list[str]:

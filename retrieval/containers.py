@@ -1,0 +1,259 @@
+"""Files that hold pictures: tar files, and Parquet files with the bytes of images.
+
+A picture in one has a path as if the file were a folder: `shard-000.tar/000123.jpg`,
+`part-0.parquet/17` (the row). Nothing is unpacked to disk: a member of a tar file is read with one
+seek, a row of a Parquet file with its row group.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Container, Iterable
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from pathlib import Path
+from typing import Protocol
+
+from mmsearch.errors import MediaError, MissingExtra
+from mmsearch.retrieval.captions import MAX_SIDECAR_BYTES, parse_sidecar, sidecar_names
+from mmsearch.retrieval.media import MAX_FILE_BYTES, SUFFIXES
+from mmsearch.retrieval.parquet_files import ImageColumns, image_columns, read_row
+from mmsearch.retrieval.schema import Caption
+from mmsearch.retrieval.tar_files import TarDamaged, members, read_stretch
+
+__all__ = [
+    "CONTAINER_SUFFIXES",
+    "Contents",
+    "Place",
+    "enclosing",
+    "is_there",
+    "list_contents",
+    "places_of",
+    "read_inside",
+]
+
+CONTAINER_SUFFIXES = frozenset({".tar", ".parquet"})
+
+
+class Place(Protocol):
+    """Where a picture lies that is no file of its own."""
+
+    @property
+    def size(self) -> int:
+        """Its size in bytes; that of the whole file where telling would mean reading."""
+
+    @property
+    def sidecars(self) -> str:
+        """Fingerprint of the captions beside it; empty when there are none."""
+
+    def read(self) -> bytes:
+        """Return the picture's bytes; raise `MediaError` where there are none to be had."""
+
+    def captions(self) -> list[Caption]:
+        """Return what stands beside it; nothing where that cannot be read."""
+
+
+@dataclass(slots=True)
+class Contents:
+    """What a container holds.
+
+    Attributes:
+        pictures: by name inside it, in the order in which they are stored.
+        problem: kind and reason, where it could not be read to its end.
+    """
+
+    pictures: dict[str, Place] = field(default_factory=dict)
+    problem: tuple[str, str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _InTar:
+    tar: Path
+    offset: int
+    size: int
+    beside: tuple[tuple[str, int, int], ...]
+
+    @property
+    def sidecars(self) -> str:
+        parts = "|".join(f"{name}:{size}" for name, _, size in self.beside)
+        return blake2b(os.fsencode(parts), digest_size=8).hexdigest() if parts else ""
+
+    def read(self) -> bytes:
+        if self.size > MAX_FILE_BYTES:
+            limit = f"{MAX_FILE_BYTES >> 20} MiB"
+            raise MediaError("too-large", f"it is larger than {limit}, the most that is read")
+        if self.size == 0:
+            raise MediaError("empty", "it has zero bytes")
+        return read_stretch(self.tar, self.offset, self.size)
+
+    def captions(self) -> list[Caption]:
+        found = []
+        for name, offset, size in self.beside:
+            try:
+                content = read_stretch(self.tar, offset, min(size, MAX_SIDECAR_BYTES))
+            except MediaError:
+                continue
+            found += parse_sidecar(name, content)
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class _InParquet:
+    columns: ImageColumns
+    row: int
+
+    @property
+    def size(self) -> int:
+        return self.columns.size
+
+    @property
+    def sidecars(self) -> str:
+        return "parquet" if self.columns.captions else ""
+
+    def read(self) -> bytes:
+        data = read_row(self.columns, self.row)[0]
+        if not data:
+            raise MediaError("empty", "the row holds no bytes of an image")
+        return data
+
+    def captions(self) -> list[Caption]:
+        lines = "\n".join(read_row(self.columns, self.row)[1])
+        return parse_sidecar(".txt", lines.encode(errors="replace"))
+
+
+@dataclass(frozen=True, slots=True)
+class _Nowhere:
+    """What is asked of a container that does not have it, or cannot be looked into."""
+
+    kind: str
+    reason: str
+    size: int = 0
+    sidecars: str = ""
+
+    def read(self) -> bytes:
+        raise MediaError(self.kind, self.reason)
+
+    def captions(self) -> list[Caption]:
+        return []
+
+
+def list_contents(path: Path) -> Contents:
+    """Return the pictures in a container, by its headers alone.
+
+    Raises:
+        OSError: it cannot be looked at.
+        MissingExtra: a Parquet file, and pyarrow is not installed.
+    """
+    return _list_parquet(path) if path.suffix.lower() == ".parquet" else _list_tar(path)
+
+
+def enclosing(path: str, containers: Container[str]) -> str | None:
+    """Return the container that a path leads into, if it is one of those given."""
+    ends = (i for i, letter in enumerate(path) if letter == "/")
+    return next((path[:end] for end in ends if path[:end] in containers), None)
+
+
+def places_of(root: Path, paths: Iterable[str]) -> dict[str, Place]:
+    """Return where those of `paths` lie that lead into containers below `root`.
+
+    Each container is listed once, and its pictures come in the order in which they are stored.
+    What is not in it, or not to be had, is a place too: reading it says why.
+    """
+    is_file: dict[str, bool] = {}
+    inside: dict[str, list[str]] = {}
+    for path in paths:
+        for end in (i for i, letter in enumerate(path) if letter == "/"):
+            container = path[:end]
+            if container not in is_file:
+                is_file[container] = _is_container(root / container)
+            if is_file[container]:
+                inside.setdefault(container, []).append(path)
+                break
+    return {
+        path: place
+        for container, there in inside.items()
+        for path, place in _places_in(root, container, there)
+    }
+
+
+def _places_in(root: Path, container: str, paths: list[str]) -> list[tuple[str, Place]]:
+    try:
+        pictures = list_contents(root / container).pictures
+        lost = _Nowhere("vanished", f"{container} holds it no more")
+    except OSError as error:
+        pictures, lost = {}, _Nowhere("unreadable", f"{container}: {error.strerror}")
+    except MissingExtra as error:
+        pictures, lost = {}, _Nowhere("unreadable", str(error))
+    asked = set(paths)
+    stored = {
+        path: place for name, place in pictures.items() if (path := f"{container}/{name}") in asked
+    }
+    return [*stored.items(), *((path, lost) for path in paths if path not in stored)]
+
+
+def is_there(root: Path, path: str) -> bool:
+    """Say whether a path below `root` is that of a file, or leads into one."""
+    places = (root / path, *(root / path).parents)
+    return any(os.path.isfile(place) for place in places)  # noqa: PTH113 (says no where Path raises)
+
+
+def read_inside(path: Path) -> bytes | None:
+    """Return the bytes of the picture at a path that leads into a container, else None.
+
+    Raises:
+        MediaError: there is such a container, and no such picture in it, or it cannot be read.
+    """
+    # A folder may be called like a container: the file is what counts.
+    container = next((one for one in path.parents if _is_container(one)), None)
+    if container is None:
+        return None
+    name = path.relative_to(container).as_posix()
+    try:
+        place = list_contents(container).pictures.get(name)
+    except OSError as error:
+        raise MediaError("unreadable", f"{container}: {error.strerror}") from error
+    if place is None:
+        raise MediaError("vanished", f"{container} holds no picture {name}")
+    return place.read()
+
+
+def _is_container(path: Path) -> bool:
+    # Unlike `Path.is_file`, `isfile` says no where a name is impossible.
+    return path.suffix.lower() in CONTAINER_SUFFIXES and os.path.isfile(path)  # noqa: PTH113
+
+
+def _list_parquet(path: Path) -> Contents:
+    contents = Contents()
+    try:
+        columns = image_columns(path)
+    except MediaError as error:
+        contents.problem = error.kind, str(error)
+        return contents
+    if columns is not None:
+        for row in range(columns.rows):
+            contents.pictures[str(row)] = _InParquet(columns, row)
+    return contents
+
+
+def _list_tar(tar: Path) -> Contents:
+    contents = Contents()
+    pictures = []
+    others = {}
+    try:
+        for member in members(tar):
+            name = member.name.removeprefix("./").strip("/")
+            if os.path.splitext(name)[1].lower() in SUFFIXES:  # noqa: PTH122
+                pictures.append((name, member))
+            else:
+                others[name] = member
+    except TarDamaged as error:
+        contents.problem = error.kind, str(error)
+    for name, member in pictures:
+        folder, slash, base = name.rpartition("/")
+        names = (f"{folder}{slash}{beside}" for beside in sidecar_names(base))
+        beside = tuple(
+            (one, others[one].offset, others[one].size) for one in names if one in others
+        )
+        # As for training: of several members of one name, the first.
+        contents.pictures.setdefault(name, _InTar(tar, member.offset, member.size, beside))
+    return contents
