@@ -48,6 +48,8 @@ def survey(source: Path, root: Path | None, *, retry: bool) -> Survey:
     if found.containers:
         # To read again what failed before, they must be looked into.
         found.open_containers(place, {} if retry else _unchanged(place, found))
+    if listed is not None and not found.files and not found.containers and not found.unreadable:
+        _refuse_names_of_nothing(source, listed, place)
     if not found.files and not found.unusable and not found.damaged:
         raise SourceError(_nothing_found(place, found))
     return Survey(place, found, [] if listed is None else listed.captions)
@@ -64,6 +66,15 @@ def _root(source: Path, listed: Listed | None, given: Path | None) -> Path:
     if given is not None:
         return Path(os.path.abspath(given))  # noqa: PTH100
     return library_above(listed.common_folder) or listed.common_folder
+
+
+def _refuse_names_of_nothing(source: Path, listed: Listed, root: Path) -> None:
+    """Refuse a list of files that are not there, unless a library may hold what they were."""
+    if library_above(root) is None:
+        raise SourceError(
+            f"{source} is read as a list of pictures, one path a line, and none of them is there: "
+            f"the first is {listed.files[0]}. To index a folder, name the folder."
+        )
 
 
 def _unchanged(root: Path, found: Scan) -> dict[str, dict[str, FoundFile]]:

@@ -196,7 +196,7 @@ def test_evaluate_prints_both_directions(indexed: Path, tmp_path: Path) -> None:
     [
         (("index", "missing"), 1, "There is no folder"),
         (("index", "empty"), 1, "No pictures were found"),
-        (("index", "note.txt"), 1, "is a file"),
+        (("index", "note.txt"), 1, "none of them is there"),
         (("index", ""), 2, "it is empty"),
         (("index", "x" * 300), 1, "cannot be reached"),
         (("index", "~nosuchuser/photos"), 1, "no folder"),

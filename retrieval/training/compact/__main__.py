@@ -31,8 +31,8 @@ from mmsearch.retrieval.schema import Quantize
 from mmsearch.retrieval.training.compact.detector import detect
 from mmsearch.retrieval.training.compact.frozen import (
     MEAN,
-    PREPROCESS,
     SCALE,
+    SHIPPED,
     TAPS,
     Frozen,
     Seen,
@@ -325,7 +325,7 @@ def _new_model(tokenizer: Tokenizer) -> DualEncoder:
         Description(
             name="compact",
             architecture=architecture,
-            preprocess=PREPROCESS,
+            preprocess=SHIPPED,
             mean=(MEAN,) * 3,
             deviation=(1 / SCALE,) * 3,
             texts=texts,

@@ -31,12 +31,16 @@ from mmsearch.retrieval.training.recipe import Recipe
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["MEAN", "PREPROCESS", "SCALE", "TAPS", "Frozen", "Seen"]
+__all__ = ["MEAN", "PREPROCESS", "SCALE", "SHIPPED", "TAPS", "Frozen", "Seen"]
 
 logger = logging.getLogger(__name__)
 
 PREPROCESS = ImagePreprocess(size=224)
-"""The transform the encoder is trained and shipped with."""
+"""What training shows of a photo."""
+
+SHIPPED = ImagePreprocess(size=256)
+"""What the finished encoder is shown. Crops in training make things larger than they are in whole
+photos; whole photos at more pixels make up for that (Touvron et al. 2019, arXiv:1906.06423)."""
 
 MEAN, SCALE = 128.0, 0.007874016
 """What the published weights of the image tower expect."""
