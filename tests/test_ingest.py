@@ -279,7 +279,7 @@ def test_folder_without_pictures_is_refused_and_left_alone(
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
     with pytest.raises(SourceError, match="no folder"):
         index(tmp_path / "missing", model=encoder)
-    with pytest.raises(SourceError, match="is a file"):
+    with pytest.raises(SourceError, match="none of them is there"):
         index(tmp_path / "notes.txt", model=encoder)
 
 

@@ -42,7 +42,7 @@ def findable(monkeypatch: pytest.MonkeyPatch) -> dict[str, ColourEncoder]:
     """Encoders by their locations, for `load_encoder`."""
     known: dict[str, ColourEncoder] = {}
 
-    def find(name: str | ColourEncoder) -> ColourEncoder:
+    def find(name: str | ColourEncoder, *, asking: bool = False) -> ColourEncoder:
         return known[name] if isinstance(name, str) else name
 
     for module in (model_change, engine_module):

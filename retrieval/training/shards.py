@@ -145,8 +145,11 @@ def _read(shard: Path) -> _Members:
                 found.texts.setdefault(stem, name)
     except TarUnended as error:
         logger.warning("%s", error)
-    except (TarDamaged, MediaError) as error:
+    except TarDamaged as error:
         raise SourceError(str(error)) from error
+    except MediaError as error:
+        reason = f"{shard} is not a tar file, or damaged: {error}. Copy or make it again."
+        raise SourceError(reason) from error
     except OSError as error:
         raise SourceError(f"{shard} cannot be read: {error.strerror or error}.") from error
     return found
