@@ -220,7 +220,8 @@ def test_compact_as_a_model_answers_as_its_files_do():
     pytest.importorskip("onnx")
     model, encoder = load_dual_encoder("compact"), load_encoder("compact")
     random = np.random.default_rng(0)
-    photos = [random.integers(0, 256, (224, 224, 3), dtype=np.uint8) for _ in range(2)]
+    size = model.preprocess.size
+    photos = [random.integers(0, 256, (size, size, 3), dtype=np.uint8) for _ in range(2)]
     photos += [model.preprocess(image.resize((300, 200))) for image in pictures(2)]
     found = model.encode_images(torch.from_numpy(np.stack(photos))).numpy()
     assert (found * encoder.encode_pixels(photos)).sum(axis=1).min() > 0.999

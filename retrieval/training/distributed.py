@@ -28,7 +28,7 @@ STARTED = {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
 """What `torchrun` sets; schedulers of clusters set some of it for single processes too."""
 
 LETTING_GO = 0.3
-"""Seconds for the threads of a failed group to let go of what it worked on."""
+"""Seconds for the threads of a group to let go of what it worked on."""
 
 
 @contextmanager
@@ -48,15 +48,15 @@ def processes_joined(device: torch.device) -> Iterator[None]:
         # Gloo has no exception of its own.
         if not isinstance(error, distributed.DistError) and "gloo" not in str(error):
             raise
-        # Gloo's thread still holds the failed operation's tensors, and needs the interpreter to let
-        # them go. Were that to end first, the whole process would be aborted.
         traceback.clear_frames(error.__traceback__)
-        time.sleep(LETTING_GO)
         raise TrainingError(
             "Another process of this training ended, or cannot be reached; it says why. Start all "
             "of them again, with --resume where steps were saved."
         ) from error
     finally:
+        # Gloo's thread may still hold the last operation's tensors, and needs the interpreter to
+        # let them go. Were that to end first, the whole process would be aborted.
+        time.sleep(LETTING_GO)
         distributed.destroy_process_group()
 
 
