@@ -90,6 +90,11 @@ def test_runs_worth_a_word_say_what_held_them_up(tmp_path: Path) -> None:
     assert "(6.0 s, 50 pictures/s, decode-bound)" in _summary(report, tmp_path)
     report.seconds = 1.0
     assert "(1.0 s, 300 pictures/s)" in _summary(report, tmp_path)
+    assert "attention" not in _summary(report, tmp_path)
+    report.problems = 1
+    assert "1 file needs attention" in _summary(report, tmp_path)
+    report.problems = 2
+    assert "2 files need attention" in _summary(report, tmp_path)
 
 
 def test_query_finds_the_only_library_below(indexed: Path) -> None:

@@ -134,8 +134,9 @@ def _summary(report: IndexReport, path: Path) -> str:
         rate += f", {report.bottleneck}-bound"
     lines = [f"{' · '.join(parts)} ({report.seconds:.1f} s{rate})"]
     if report.problems:
+        files = "1 file needs" if report.problems == 1 else f"{report.problems:,} files need"
         lines.append(
-            f"{report.problems:,} files need attention: mmsearch status --problems "
+            f"{files} attention: mmsearch status --problems "
             f"--library {quoted(path if path.is_dir() else report.library)}"
         )
     if report.unmatched:
