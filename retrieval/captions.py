@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Sequence
+from hashlib import blake2b
 from pathlib import Path
 
 from mmsearch.retrieval.metadata import clean_caption
 from mmsearch.retrieval.schema import Caption
 
-__all__ = ["SIDECAR_SUFFIXES", "parse_sidecar", "read_sidecar", "sidecar_names"]
+__all__ = ["SIDECAR_SUFFIXES", "fingerprint", "parse_sidecar", "read_sidecar", "sidecar_names"]
 
 SIDECAR_SUFFIXES = (".txt", ".json", ".supplemental-metadata.json")
 """`photo.txt` and `photo.jpg.txt` both belong to `photo.jpg`; the last is Google Takeout's."""
@@ -38,6 +41,11 @@ def read_sidecar(path: Path) -> list[Caption]:
     except OSError:
         return []
     return parse_sidecar(path.name, content)
+
+
+def fingerprint(parts: Sequence[str]) -> str:
+    """Return what changes when side-cars do, from a word for each; empty when there are none."""
+    return blake2b(os.fsencode("|".join(parts)), digest_size=8).hexdigest() if parts else ""
 
 
 def parse_sidecar(name: str, content: bytes) -> list[Caption]:

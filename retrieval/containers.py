@@ -8,14 +8,18 @@ seek, a row of a Parquet file with its row group.
 from __future__ import annotations
 
 import os
-from collections.abc import Container, Iterable
+from collections.abc import Collection, Container, Iterator
 from dataclasses import dataclass, field
-from hashlib import blake2b
 from pathlib import Path
 from typing import Protocol
 
 from mmsearch.errors import MediaError, MissingExtra
-from mmsearch.retrieval.captions import MAX_SIDECAR_BYTES, parse_sidecar, sidecar_names
+from mmsearch.retrieval.captions import (
+    MAX_SIDECAR_BYTES,
+    fingerprint,
+    parse_sidecar,
+    sidecar_names,
+)
 from mmsearch.retrieval.media import MAX_FILE_BYTES, SUFFIXES
 from mmsearch.retrieval.parquet_files import ImageColumns, image_columns, read_row
 from mmsearch.retrieval.schema import Caption
@@ -26,6 +30,7 @@ __all__ = [
     "Contents",
     "Place",
     "enclosing",
+    "folders_of",
     "is_there",
     "list_contents",
     "places_of",
@@ -75,8 +80,7 @@ class _InTar:
 
     @property
     def sidecars(self) -> str:
-        parts = "|".join(f"{name}:{size}" for name, _, size in self.beside)
-        return blake2b(os.fsencode(parts), digest_size=8).hexdigest() if parts else ""
+        return fingerprint([f"{name}:{size}" for name, _, size in self.beside])
 
     def read(self) -> bytes:
         if self.size > MAX_FILE_BYTES:
@@ -149,26 +153,27 @@ def list_contents(path: Path) -> Contents:
 
 def enclosing(path: str, containers: Container[str]) -> str | None:
     """Return the container that a path leads into, if it is one of those given."""
-    ends = (i for i, letter in enumerate(path) if letter == "/")
-    return next((path[:end] for end in ends if path[:end] in containers), None)
+    return next((folder for folder in folders_of(path) if folder in containers), None)
 
 
-def places_of(root: Path, paths: Iterable[str]) -> dict[str, Place]:
+def folders_of(path: str) -> Iterator[str]:
+    """Yield the folders, or containers, that a path leads through, the outermost first."""
+    return (path[:i] for i, letter in enumerate(path) if letter == "/")
+
+
+def places_of(root: Path, paths: Collection[str]) -> dict[str, Place]:
     """Return where those of `paths` lie that lead into containers below `root`.
 
     Each container is listed once, and its pictures come in the order in which they are stored.
     What is not in it, or not to be had, is a place too: reading it says why.
     """
-    is_file: dict[str, bool] = {}
+    above = {folder for path in paths for folder in folders_of(path)}
+    containers = {folder for folder in above if _is_container(root / folder)}
     inside: dict[str, list[str]] = {}
     for path in paths:
-        for end in (i for i, letter in enumerate(path) if letter == "/"):
-            container = path[:end]
-            if container not in is_file:
-                is_file[container] = _is_container(root / container)
-            if is_file[container]:
-                inside.setdefault(container, []).append(path)
-                break
+        container = enclosing(path, containers)
+        if container is not None:
+            inside.setdefault(container, []).append(path)
     return {
         path: place
         for container, there in inside.items()

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from mmsearch.retrieval.catalog import KnownFile, KnownProblem, Transaction
 
-__all__ = ["IndexReport", "Progress", "Run", "index"]
+__all__ = ["IndexReport", "Progress", "Run", "expanded", "index"]
 
 logger = logging.getLogger(__name__)
 
@@ -136,14 +136,14 @@ def index(
     if not str(folder):
         raise SourceError("The folder's name is empty. Give the folder that holds the pictures.")
     report_progress = progress or (lambda _: None)
-    pairs_file = None if captions is None else _expanded(captions)
+    pairs_file = None if captions is None else expanded(captions)
     pairs = [] if pairs_file is None else read_pairs(pairs_file)
 
     report_progress(Progress("scan", 0, 0))
     pace = Pace()
-    source = _expanded(folder)
+    source = expanded(folder)
     with pace.alone(Stage.SCAN):
-        seen = survey(source, None if root is None else _expanded(root), retry=retry)
+        seen = survey(source, None if root is None else expanded(root), retry=retry)
 
     library = Library.create(seen.root)
     try:
@@ -165,7 +165,8 @@ def index(
         library.close()
 
 
-def _expanded(path: Path | str) -> Path:
+def expanded(path: Path | str) -> Path:
+    """Return a path with `~` for what it stands for."""
     # Unlike `Path.expanduser`, leaves alone what names no user's home.
     return Path(os.path.expanduser(path))  # noqa: PTH111
 

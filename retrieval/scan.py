@@ -7,15 +7,14 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from errno import ELOOP, ENOENT
-from hashlib import blake2b
 from pathlib import Path
 from stat import S_ISDIR
 
 from pathspec import GitIgnoreSpec
 
 from mmsearch.errors import MissingExtra, SourceError
-from mmsearch.retrieval.captions import sidecar_names
-from mmsearch.retrieval.containers import CONTAINER_SUFFIXES, Place, list_contents
+from mmsearch.retrieval.captions import fingerprint, sidecar_names
+from mmsearch.retrieval.containers import CONTAINER_SUFFIXES, Place, folders_of, list_contents
 from mmsearch.retrieval.media import SUFFIXES
 
 __all__ = ["IGNORE_FILE", "FoundFile", "Scan", "scan", "sidecar_fingerprint", "would_list"]
@@ -76,8 +75,7 @@ class Scan:
             return True
         if self.covered is None:
             return False
-        places = [path, *(path[:i] for i, letter in enumerate(path) if letter == "/")]
-        return self.covered.isdisjoint(places)
+        return self.covered.isdisjoint([path, *folders_of(path)])
 
     def open_containers(self, root: Path, unchanged: Mapping[str, Mapping[str, FoundFile]]) -> None:
         """Add the pictures inside of containers to `files`.
@@ -222,7 +220,7 @@ def sidecar_fingerprint(name: str, by_name: Mapping[str, os.DirEntry[str] | Path
             except OSError:
                 continue
             parts.append(f"{candidate}:{status.st_size}:{status.st_mtime_ns}")
-    return blake2b(os.fsencode("|".join(parts)), digest_size=8).hexdigest() if parts else ""
+    return fingerprint(parts)
 
 
 def _ignore_rules(root: Path) -> GitIgnoreSpec:

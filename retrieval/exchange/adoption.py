@@ -29,7 +29,7 @@ from mmsearch.retrieval.exchange.check import Check
 from mmsearch.retrieval.exchange.clip_retrieval import ClipRetrievalSource
 from mmsearch.retrieval.exchange.places import Places, common_folder
 from mmsearch.retrieval.exchange.rclip import DATABASE, RclipSource
-from mmsearch.retrieval.ingest import Progress, Run
+from mmsearch.retrieval.ingest import Progress, Run, expanded
 from mmsearch.retrieval.library import Library
 from mmsearch.retrieval.pace import Pace
 from mmsearch.retrieval.reading import PictureReader, Read
@@ -140,7 +140,7 @@ def import_library(
     """
     started = time.perf_counter()
     report_progress = progress or (lambda _: None)
-    with closing(_open(_expanded(source))) as recorded:
+    with closing(_open(expanded(source))) as recorded:
         name = model or recorded.model
         if name is None:
             raise SourceError(
@@ -151,7 +151,7 @@ def import_library(
         paths = [picture.path for picture in recorded.pictures]
         if not paths:
             raise SourceError(f"{recorded.path} records no pictures.")
-        folder = common_folder(paths) if root is None else _expanded(root).absolute()
+        folder = common_folder(paths) if root is None else expanded(root).absolute()
         report_progress(Progress("scan", 0, 0))
         found = scan(folder)
         report = ImportReport(folder, "", recorded.kind, recorded=len(paths))
@@ -179,11 +179,6 @@ def import_library(
             library.close()
     report.seconds = time.perf_counter() - started
     return report
-
-
-def _expanded(path: Path | str) -> Path:
-    # Unlike `Path.expanduser`, leaves alone what names no user's home.
-    return Path(os.path.expanduser(path))  # noqa: PTH111
 
 
 def _open(source: Path) -> VectorSource:
