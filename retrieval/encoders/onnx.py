@@ -10,16 +10,18 @@
 
 The image tower reads `pixels` uint8[n, size, size, 3], the text tower `input_ids` and
 `attention_mask` int64[n, t], or the first alone; both return `embedding` float32[n, dim].
-`text` may also say `padding` and `clean`, see `TextPreprocess`.
+`text` may also say `padding` and `clean`, see `TextPreprocess`. Whoever embeds many pictures may
+get them in bfloat16 after a while, see `bfloat16`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -28,6 +30,7 @@ import numpy as np
 
 from mmsearch.errors import ModelError
 from mmsearch.retrieval.encoders.base import Encoder, canonical
+from mmsearch.retrieval.encoders.bfloat16 import faster_tower
 from mmsearch.retrieval.encoders.tokens import TextPreprocess
 from mmsearch.retrieval.preprocess import ImagePreprocess
 from mmsearch.retrieval.schema import EncoderSpec
@@ -36,9 +39,14 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL import Image
 
+    from mmsearch.retrieval.encoders.bfloat16 import Tower
+
 __all__ = ["OnnxEncoder"]
 
 FORMAT = 1
+
+MANY = 128
+"""Pictures embedded before another way is tried, which costs as much as a few batches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +122,8 @@ class OnnxEncoder(Encoder):
             ) from error
         self._spec = spec or self._config.spec
         self._lock = Lock()
+        self._embedded = 0
+        self._in_bfloat16: Tower | None = None
 
     @property
     def spec(self) -> EncoderSpec:
@@ -127,7 +137,7 @@ class OnnxEncoder(Encoder):
 
     @property
     def decode_size(self) -> int:
-        """Twice the side of the tower's input."""
+        """As the transform says."""
         return self._config.preprocess.decode_size
 
     def prepare(self, image: Image.Image) -> NDArray[np.uint8]:
@@ -144,7 +154,19 @@ class OnnxEncoder(Encoder):
         return data
 
     def _encode_pixels(self, pixels: NDArray[Any]) -> NDArray[np.float32]:
+        if self._in_bfloat16 is not None:
+            return self._in_bfloat16(pixels)
+        started = time.perf_counter()
         embedding: NDArray[np.float32] = self._image_tower.run(None, {"pixels": pixels})[0]
+        seconds = time.perf_counter() - started
+        before, self._embedded = self._embedded, self._embedded + len(pixels)
+        if before < MANY <= self._embedded:
+            self._in_bfloat16 = self._load(
+                "image",
+                partial(faster_tower, pixels=pixels, expected=embedding, seconds=seconds),
+            )
+            if self._in_bfloat16 is not None:
+                del self._image_tower  # and the memory it holds; loads again if need be
         return embedding
 
     def _encode_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:

@@ -69,7 +69,7 @@ class ParallelEncoder(Encoder):
 
     @property
     def decode_size(self) -> int:
-        """Twice the side that pictures are resized to."""
+        """As the transform says."""
         return self._preprocess.decode_size
 
     def prepare(self, image: Image.Image) -> NDArray[np.uint8]:

@@ -64,7 +64,7 @@ class TorchEncoder(Encoder):
 
     @property
     def decode_size(self) -> int:
-        """Twice the side that pictures are resized to."""
+        """As the transform says."""
         return self._model.preprocess.decode_size
 
     def prepare(self, image: Image.Image) -> NDArray[np.uint8]:
