@@ -7,6 +7,7 @@ cannot be read raises `MediaError` with a `kind` that the catalog records.
 from __future__ import annotations
 
 import io
+import os
 import re
 from functools import cache
 from pathlib import Path
@@ -61,7 +62,12 @@ def read_bytes(path: Path) -> bytes:
     """Return the file's bytes; raise `MediaError` where there is nothing to decode."""
     try:
         with path.open("rb") as file:
-            data = file.read(MAX_FILE_BYTES + 1)
+            # A buffer of the file's size: one of the limit's costs more than the reading. One byte
+            # more, to see a file that grows.
+            size = os.fstat(file.fileno()).st_size
+            data = file.read(min(size, MAX_FILE_BYTES) + 1)
+            if len(data) > size:
+                data += file.read(MAX_FILE_BYTES + 1 - len(data))
     except FileNotFoundError as error:
         raise MediaError("vanished", "the file disappeared while it was being read") from error
     except OSError as error:
