@@ -4,6 +4,9 @@ Vectors are a mixture of clusters with decaying spectra; queries come from the s
 (`images`) and from a distribution moved away from it, as vectors of texts are (`texts`). Peers that
 are not installed are left out, which is said. Latencies are of one query on one thread.
 
+What an index takes in memory, and to open, is measured in a process that only asks. Then filters
+of several sizes, and ten thousand additions and removals.
+
 usage: python bench_index.py [--vectors 100000] [--queries 500] [--recall 0.99] [--only mmsearch]
 """
 
@@ -11,10 +14,13 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
 import os
+import subprocess
 import sys
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +34,8 @@ from report import RESULTS, write_report
 from mmsearch import indexes
 
 DIM, K = 512, 10
+EFFORTS = (16, 32, 64, 128, 256, 512, 1024)
+"""Of graphs."""
 Floats = NDArray[np.float32]
 
 
@@ -84,109 +92,238 @@ class Point:
 class Built:
     points: list[Point]
     save: Callable[[Path], None]
-    reopen: Callable[[Path], Callable[[Floats], Any]]
     notes: dict[str, Any]
 
 
-def build_mmsearch(base: Floats, recall: float) -> Built:
-    index = indexes.build(np.arange(len(base)), base, recall=recall, kind="ivf-rabitq")
-    tuned = index.effort  # type: ignore[attr-defined]
-    efforts = sorted({max(1, tuned // 4), max(1, tuned // 2), tuned, 2 * tuned, 4 * tuned})
-    points = [
-        Point(f"effort {e}", lambda q, e=e: index.search(q, K, effort=e).ids)  # type: ignore[misc]
-        for e in efforts
-    ]
+@dataclass
+class Given:
+    """What an index is built from.
 
-    def reopen(path: Path) -> Callable[[Floats], Any]:
+    Attributes:
+        base: the vectors; their ids are their rows.
+        texts: some queries from the other distribution, none of those that are asked.
+        recall: what an index that can be told should reach.
+    """
+
+    base: Floats
+    texts: Floats
+    recall: float
+
+
+class Contender(ABC):
+    """An index, and the module without which it is left out."""
+
+    module: str
+
+    @abstractmethod
+    def build(self, given: Given) -> Built: ...
+
+    @abstractmethod
+    def reopen(self, path: Path) -> Callable[[Floats], Any]:
+        """Open what was saved, as a program would that only asks."""
+
+
+class Mmsearch(Contender):
+    module = "mmsearch"
+    kind: Any = "ivf-rabitq"
+
+    def build(self, given: Given) -> Built:
+        base = given.base
+        index = indexes.build(
+            np.arange(len(base)), base, recall=given.recall, queries=given.texts, kind=self.kind
+        )
+        tuned = index.effort  # type: ignore[attr-defined]
+        efforts = sorted({max(1, round(tuned * factor)) for factor in (1 / 4, 1 / 2, 1, 2, 4)})
+        points = [
+            Point(f"effort {e}", lambda q, e=e: index.search(q, K, effort=e).ids)  # type: ignore[misc]
+            for e in efforts
+        ]
+        facts = index.facts  # type: ignore[attr-defined]
+        return Built(points, index.save, {"tuned": f"effort {tuned}"} | facts)
+
+    def reopen(self, path: Path) -> Callable[[Floats], Any]:
         opened = indexes.open(path)
         return lambda queries: opened.search(queries, K)
 
-    facts = index.facts  # type: ignore[attr-defined]
-    return Built(points, index.save, reopen, {"tuned": f"effort {tuned}"} | facts)
+
+class MmsearchFlat(Mmsearch):
+    def build(self, given: Given) -> Built:
+        index = indexes.build(np.arange(len(given.base)), given.base, kind="flat")
+        return Built([Point("all", lambda q: index.search(q, K).ids)], index.save, {})
 
 
-def build_flat(base: Floats, recall: float) -> Built:
-    index = indexes.build(np.arange(len(base)), base, kind="flat")
+class Faiss(Contender):
+    module = "faiss"
 
-    def reopen(path: Path) -> Callable[[Floats], Any]:
-        opened = indexes.open(path)
-        return lambda queries: opened.search(queries, K)
+    def make(self, given: Given) -> tuple[Any, list[tuple[str, Any]]]:
+        index = faiss.IndexFlatIP(DIM)
+        index.add(given.base)
+        return index, [("all", None)]
 
-    return Built([Point("all", lambda q: index.search(q, K).ids)], index.save, reopen, {})
+    def build(self, given: Given) -> Built:
+        index, settings = self.make(given)
+        points = [
+            Point(name, lambda q, p=parameters: index.search(q, K, params=p)[1])  # type: ignore[misc]
+            for name, parameters in settings
+        ]
+        return Built(points, lambda path: faiss.write_index(index, str(path)), {})
 
-
-def build_faiss_flat(base: Floats, recall: float) -> Built:
-    index = faiss.IndexFlatIP(DIM)
-    index.add(base)
-    return _faiss(index, [("all", None)])
-
-
-def build_hnsw(base: Floats, recall: float) -> Built:
-    index = faiss.IndexHNSWFlat(DIM, 32, faiss.METRIC_INNER_PRODUCT)
-    index.add(base)
-    settings = [
-        (f"efSearch {ef}", faiss.SearchParametersHNSW(efSearch=ef))
-        for ef in (32, 64, 128, 256, 512)
-    ]
-    return _faiss(index, settings)
-
-
-def _faiss(index: Any, settings: list[tuple[str, Any]]) -> Built:
-    points = [
-        Point(name, lambda q, p=parameters: index.search(q, K, params=p)[1])  # type: ignore[misc]
-        for name, parameters in settings
-    ]
-
-    def reopen(path: Path) -> Callable[[Floats], Any]:
+    def reopen(self, path: Path) -> Callable[[Floats], Any]:
         opened = faiss.read_index(str(path))
         return lambda queries: opened.search(queries, K)
 
-    return Built(points, lambda path: faiss.write_index(index, str(path)), reopen, {})
+
+class FaissHnsw(Faiss):
+    def make(self, given: Given) -> tuple[Any, list[tuple[str, Any]]]:
+        index = faiss.IndexHNSWFlat(DIM, 32, faiss.METRIC_INNER_PRODUCT)
+        index.add(given.base)
+        return index, [(f"efSearch {e}", faiss.SearchParametersHNSW(efSearch=e)) for e in EFFORTS]
 
 
-def build_usearch(base: Floats, recall: float) -> Built:
-    from usearch.index import Index
+class Autofaiss(Faiss):
+    module = "autofaiss"
 
-    def make() -> Any:
+    def make(self, given: Given) -> tuple[Any, list[tuple[str, Any]]]:
+        from autofaiss import build_index
+
+        index, _ = build_index(
+            given.base, save_on_disk=False, metric_type="ip", max_index_query_time_ms=10, verbose=40
+        )
+        return index, [("its choice", None)]
+
+
+class Usearch(Contender):
+    module = "usearch"
+
+    def _empty(self) -> Any:
+        from usearch.index import Index
+
         return Index(ndim=DIM, metric="ip", dtype="f16", connectivity=32, expansion_add=40)
 
-    index = make()
-    index.add(np.arange(len(base)), base)
+    def build(self, given: Given) -> Built:
+        index = self._empty()
+        index.add(np.arange(len(given.base)), given.base)
 
-    def searcher(effort: int) -> Callable[[Floats], NDArray[np.int64]]:
-        def search(queries: Floats) -> NDArray[np.int64]:
-            index.expansion_search = effort
-            threads = 1 if len(queries) == 1 else 0
-            return index.search(queries, K, threads=threads).keys.reshape(-1, K).astype(np.int64)
+        def searcher(effort: int) -> Callable[[Floats], NDArray[np.int64]]:
+            def search(queries: Floats) -> NDArray[np.int64]:
+                index.expansion_search = effort
+                threads = 1 if len(queries) == 1 else 0
+                found = index.search(queries, K, threads=threads)
+                return found.keys.reshape(-1, K).astype(np.int64)
 
-        return search
+            return search
 
-    def reopen(path: Path) -> Callable[[Floats], Any]:
-        opened = make()
+        points = [Point(f"expansion {e}", searcher(e)) for e in EFFORTS]
+        return Built(points, lambda path: index.save(str(path)), {})
+
+    def reopen(self, path: Path) -> Callable[[Floats], Any]:
+        opened = self._empty()
         opened.view(str(path))
-        return lambda queries: opened.search(queries, K)
-
-    points = [Point(f"expansion {e}", searcher(e)) for e in (32, 64, 128, 256, 512)]
-    return Built(points, lambda path: index.save(str(path)), reopen, {})
+        return lambda queries: opened.search(queries, K, threads=1)
 
 
-def build_autofaiss(base: Floats, recall: float) -> Built:
-    from autofaiss import build_index
-
-    index, _ = build_index(
-        base, save_on_disk=False, metric_type="ip", max_index_query_time_ms=10, verbose=40
-    )
-    return _faiss(index, [("its choice", None)])
-
-
-CONTENDERS = {
-    "mmsearch": (build_mmsearch, "mmsearch"),
-    "mmsearch flat fp16": (build_flat, "mmsearch"),
-    "FAISS flat": (build_faiss_flat, "faiss"),
-    "FAISS HNSW32": (build_hnsw, "faiss"),
-    "usearch f16": (build_usearch, "usearch"),
-    "autofaiss": (build_autofaiss, "autofaiss"),
+CONTENDERS: dict[str, Contender] = {
+    "mmsearch": Mmsearch(),
+    "mmsearch flat fp16": MmsearchFlat(),
+    "FAISS flat": Faiss(),
+    "FAISS HNSW32": FaissHnsw(),
+    "usearch f16": Usearch(),
+    "autofaiss": Autofaiss(),
 }
+
+
+def resident_mib() -> float:
+    """Return what this process holds in memory, files mapped into it included."""
+    with Path("/proc/self/status").open() as status:
+        return int(next(line.split()[1] for line in status if line.startswith("VmRSS"))) / 1024
+
+
+def reopened(name: str, path: Path, queries: Path) -> dict[str, float]:
+    """Open a saved index and ask, in a process that did nothing else before."""
+    asked = np.load(queries)
+    faiss.omp_set_num_threads(1)
+    before, started = resident_mib(), time.perf_counter()
+    ask = CONTENDERS[name].reopen(path)
+    opened = time.perf_counter() - started
+    grown = resident_mib() - before
+    ask(asked[:1])
+    first = time.perf_counter() - started
+    for query in asked:
+        ask(query[None])
+    return {
+        "open_ms": round(1000 * opened, 1),
+        "first_answer_ms": round(1000 * first, 1),
+        "resident_MiB_opened": round(grown, 1),
+        "resident_MiB_asked": round(resident_mib() - before, 1),
+    }
+
+
+def filtered(path: Path, base: Floats, asked: dict[str, tuple[Floats, Any]]) -> dict[str, Any]:
+    """Search among few and many allowed ids, beside comparing all of those."""
+    opened = indexes.open(path)
+    figures = {}
+    for kept in (10, 1_000, 100_000):
+        if kept > len(base):
+            continue
+        allowed = np.sort(np.random.default_rng(kept).choice(len(base), kept, replace=False))
+        exact = faiss.IndexFlatIP(DIM)
+        exact.add(base[allowed])
+        row = {}
+        for kind, (queries, _) in asked.items():
+            queries = queries[:200]
+            right = allowed[exact.search(queries, K)[1]]
+            found, times = [], []
+            for query in queries:
+                started = time.perf_counter()
+                found.append(opened.search(query, K, among=allowed).ids[0])
+                times.append(1000 * (time.perf_counter() - started))
+            row[kind] = {
+                "recall@10": recall(np.stack(found), right),
+                "p50_ms": round(float(np.median(times)), 3),
+            }
+        figures[str(kept)] = row
+    return figures
+
+
+def changed(path: Path, base: Floats, added: Floats, queries: Floats) -> dict[str, Any]:
+    """Add some vectors and remove as many; see that answers are right at once."""
+    some = len(added)
+    removed = np.arange(0, len(base), len(base) // some)[:some]
+    ids = len(base) + np.arange(some)
+    started = time.perf_counter()
+    grown = indexes.grow(path, np.concatenate([removed, ids]), ids, added)
+    grown.save(path.with_name("grown"))
+    saved = time.perf_counter() - started
+    opened = indexes.open(path.with_name("grown"))
+    answers = opened.search(queries, K)
+    found = opened.search(added[:200], 1)
+    return {
+        "added": some,
+        "removed": some,
+        "seconds_saved": round(saved, 2),
+        "seconds_first_answers": round(time.perf_counter() - started, 2),
+        "file_written_MiB": round(path.with_name("grown").stat().st_size / 2**20, 1),
+        "removed_found": int(np.isin(answers.ids, removed).sum()),
+        "added_found_by_themselves": float((found.ids[:, 0] == ids[:200]).mean()),
+    }
+
+
+def recall(found: NDArray[np.int64], right: NDArray[np.int64]) -> float:
+    return round(float((found[:, :, None] == right[:, None, :]).sum()) / right.size, 4)
+
+
+def at_equal_recall(figures: dict[str, Any]) -> dict[str, Any]:
+    """Return the p50 each index needs for a recall, between its settings by straight lines."""
+    needed: dict[str, Any] = {}
+    for kind in ("images", "texts"):
+        for target in (0.97, 0.98, 0.99, 0.995):
+            row = needed.setdefault(kind, {}).setdefault(str(target), {})
+            for name, result in figures.items():
+                curve = [(p[kind]["recall@10"], p[kind]["p50_ms"]) for p in result["settings"]]
+                curve.sort()
+                if curve[-1][0] >= target:
+                    row[name] = round(float(np.interp(target, *zip(*curve, strict=True))), 3)
+    return needed
 
 
 def measured(built: Built, asked: dict[str, tuple[Floats, Any]]) -> Iterator[dict[str, Any]]:
@@ -204,10 +341,9 @@ def measured(built: Built, asked: dict[str, tuple[Floats, Any]]) -> Iterator[dic
                 started = time.perf_counter()
                 point.search(query[None])
                 times.append(1000 * (time.perf_counter() - started))
-            hits = (found[:, :, None] == right[:, None, :]).sum()
             p50, p95 = np.percentile(times, [50, 95])
             row[name] = {
-                "recall@10": round(float(hits) / right.size, 4),
+                "recall@10": recall(found, right),
                 "p50_ms": round(float(p50), 3),
                 "p95_ms": round(float(p95), 3),
                 "batch_queries_per_s": round(rate),
@@ -248,47 +384,53 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=500)
     parser.add_argument("--recall", type=float, default=0.99)
     parser.add_argument("--only", nargs="*", choices=[*CONTENDERS], default=[*CONTENDERS])
+    parser.add_argument("--reopen", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.reopen:
+        name, path, queries = options.reopen
+        print(json.dumps(reopened(name, Path(path), Path(queries))))
+        return
     mixture = Mixture(seed=7)
-    base = mixture.images(options.vectors, 1)
+    given = Given(mixture.images(options.vectors, 1), mixture.texts(1000, 5), options.recall)
     exact = faiss.IndexFlatIP(DIM)
-    exact.add(base)
+    exact.add(given.base)
     asked = {}
     for kind, make in (("images", mixture.images), ("texts", mixture.texts)):
-        queries = make(options.queries, 2)
-        asked[kind] = (queries, exact.search(queries, K)[1])
+        rows = make(options.queries, 2)
+        asked[kind] = (rows, exact.search(rows, K)[1])
     del exact
-    figures: dict[str, Any] = {"vectors": options.vectors, "dim": DIM, "indexes": {}}
-    figures["left out"] = []
+    figures: dict[str, Any] = {"vectors": options.vectors, "dim": DIM, "left out": []}
+    results: dict[str, Any] = {}
     for name in options.only:
-        build, module = CONTENDERS[name]
-        if importlib.util.find_spec(module) is None:
-            print(f"{name} IS LEFT OUT: {module} is not installed", file=sys.stderr)
+        contender = CONTENDERS[name]
+        if importlib.util.find_spec(contender.module) is None:
+            print(f"{name} IS LEFT OUT: {contender.module} is not installed", file=sys.stderr)
             figures["left out"].append(name)
             continue
         faiss.omp_set_num_threads(os.cpu_count() or 1)
         started = time.perf_counter()
-        built = build(base, options.recall)
+        built = contender.build(given)
         seconds = time.perf_counter() - started
+        print(f"{name}: built in {seconds:.1f} s", file=sys.stderr)
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "index"
+            path, queries = Path(folder) / "index", Path(folder) / "queries.npy"
             built.save(path)
-            size = path.stat().st_size
-            started = time.perf_counter()
-            ask = built.reopen(path)
-            opened = time.perf_counter() - started
-            ask(asked["images"][0][:1])
-            first = time.perf_counter() - started
-            del ask
-            figures["indexes"][name] = {
+            np.save(queries, np.concatenate([rows for rows, _ in asked.values()]))
+            command = [sys.executable, __file__, "--reopen", name, str(path), str(queries)]
+            again = subprocess.run(command, check=True, stdout=subprocess.PIPE)
+            results[name] = {
                 "build_s": round(seconds, 1),
-                "file_MiB": round(size / 2**20, 1),
-                "open_ms": round(1000 * opened, 1),
-                "first_answer_ms": round(1000 * first, 1),
+                "file_MiB": round(path.stat().st_size / 2**20, 1),
+                **json.loads(again.stdout),
                 "notes": built.notes,
                 "settings": list(measured(built, asked)),
             }
+            if name == "mmsearch":
+                figures["filtered"] = filtered(path, given.base, asked)
+                added = mixture.images(min(10_000, options.vectors // 10), 3)
+                figures["changed"] = changed(path, given.base, added, asked["texts"][0])
         del built
+    figures |= {"p50_ms_at_recall": at_equal_recall(results), "indexes": results}
     write_report("index", figures, seed=7)
     draw(figures, RESULTS / "index.png")
 
