@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from mmsearch.indexes.choice import Choice
     from mmsearch.indexes.faiss import FaissIndex
-    from mmsearch.indexes.faiss_ivf import IvfIndex
+    from mmsearch.indexes.faiss_approximate import ApproximateIndex
     from mmsearch.indexes.grown import GrownIndex
 
     Progress = Callable[[str, int, int], None]
@@ -44,6 +44,7 @@ def build(
     memory_bytes: int | None = None,
     exact_ms: float = 25.0,
     kind: Choice | None = None,
+    for_now: bool = False,
     progress: Progress = lambda *_: None,
 ) -> VectorIndex:
     """Return the index that fits `float32[n, dim]` unit vectors under `int64[n]` ids.
@@ -60,11 +61,13 @@ def build(
             `vectors` (texts that look for pictures); imitated where fewer than 100 are given.
         memory_bytes: what searching may keep in memory.
         exact_ms: how long an exact scan may take.
-        kind: this kind of index (`flat`, `ivf-rabitq`, `ivf-sq8`), whatever a scan takes.
+        kind: this kind of index (`flat`, `ivf-rabitq`, `ivf-sq8`, `hnsw`), whatever a scan takes,
+            from a thousand vectors on.
+        for_now: make an exact one at once, to be replaced by what was asked for (see `outgrown`).
         progress: called with a stage, how much of it is done and how much there is.
 
     Raises:
-        ValueError: as from `VectorIndex.add`, or `recall` is not between 0.5 and 1.
+        ValueError: as from `VectorIndex.add`, `recall` is not between 0.5 and 1, or no such kind.
     """
     import numpy as np
 
@@ -76,14 +79,14 @@ def build(
     return choice.build(
         keys,
         rows,
-        choice.Settings(recall, exact_ms, memory_bytes),
+        choice.Settings(recall, exact_ms, memory_bytes, kind),
         queries=None if queries is None else np.asarray(queries, dtype=np.float32),
-        kind=kind,
+        for_now=for_now,
         progress=progress,
     )
 
 
-def open(path: Path, *, mmap: bool = True) -> FaissIndex | IvfIndex | GrownIndex:
+def open(path: Path, *, mmap: bool = True) -> FaissIndex | ApproximateIndex | GrownIndex:
     """Open a saved index; `mmap` leaves the vectors on disk until a search touches them.
 
     Raises:
@@ -152,7 +155,7 @@ def search_of(path: Path) -> tuple[bool, float | None]:
     from mmsearch.indexes.checked_file import CheckedFile
 
     facts = CheckedFile(base_of(path)).facts
-    if facts["kind"] == "flat" or facts["effort"] >= facts["lists"]:
+    if facts["kind"] == "flat" or facts["effort"] >= facts["most_effort"]:
         return True, 1.0
     return False, min(facts["recall"].values()) if "recall" in facts else None
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CheckedFile", "Rows", "seal"]
 
-_MARK = b"mmindex2"
+_MARK = b"mmindex3"
 _ENDING = struct.Struct("<QQI8s")
 _BLOCK = 1 << 20
 _ROW_BLOCK = 8 << 10
@@ -130,14 +130,17 @@ class CheckedFile:
         self._content: NDArray[np.uint8] | None = None
         self._seen: NDArray[np.bool_] | None = None
 
-    def check_on_opening(self) -> None:
+    def check_on_opening(self, most: int | None = CHECKED_ON_OPENING) -> None:
         """Check what opening can afford to.
+
+        Args:
+            most: bytes beside rows up to which these are checked; None is all.
 
         Raises:
             IndexFileError: a block is damaged.
         """
         row_bytes = 0 if self.rows is None else self.rows.stop - self.rows.start
-        if self.length - row_bytes <= CHECKED_ON_OPENING:
+        if most is None or self.length - row_bytes <= most:
             for section in (0, 2):
                 self._check_section(section)
         if row_bytes <= SMALL:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
 from mmsearch.indexes.base import VectorIndex
 from mmsearch.indexes.faiss import FaissIndex
-from mmsearch.indexes.faiss_ivf import IvfIndex, Kind, train
+from mmsearch.indexes.faiss_approximate import ApproximateIndex, Kind
+from mmsearch.indexes.faiss_hnsw import HnswIndex
+from mmsearch.indexes.faiss_ivf import train
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["Choice", "Settings", "build", "outgrown"]
 
 Choice = Kind | Literal["flat"]
+KINDS = ("flat", *get_args(Kind))
 
 logger = logging.getLogger(__name__)
 
@@ -33,16 +35,19 @@ HELD_OUT = 1_000
 """Vectors kept aside as queries: one half of them tunes, the other measures."""
 OWN_QUERIES_FROM = 100
 """With fewer queries of the other kind, they are imitated."""
-SHORTLISTS = (40, 100, 200, 400, 800)
 MARGIN = 0.25
 """Share of the allowed loss by which tuning must do better: it chooses, so it flatters itself."""
 TIMED = 40
 ADDED_AT_ONCE = 1 << 15
 NEVER_BELOW = 10_000
 """Vectors up to which an exact scan is a matter of course (k-means has nothing to gain)."""
+TOO_FEW = 1_000
+"""Vectors up to which search is exact even where another kind is asked for: none could be tuned."""
 TRAINED_PER_LIST = 64
 GROWTH = 3.0
 """From so many times the vectors it was trained for, an index is made anew."""
+WASTE = 0.3
+"""So is one with such a share of rows whose vectors were removed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,15 +59,20 @@ class Settings:
         exact_ms: search is exact as long as one query takes no more milliseconds on one core.
         memory_bytes: what searching may keep in memory; None where it does not matter. Vectors in
             half precision that do not fit are read from the disk for the shortlist alone.
+        kind: the kind of index, whatever exact search would take; None for the one that fits best.
+            A thousand vectors and less are always searched exactly.
     """
 
     recall: float = 0.99
     exact_ms: float = 25.0
     memory_bytes: int | None = None
+    kind: Choice | None = None
 
     def __post_init__(self) -> None:
         if not 0.5 <= self.recall <= 1:
             raise ValueError(f"recall must be between 0.5 and 1, not {self.recall}")
+        if self.kind not in (None, *KINDS):
+            raise ValueError(f"kind must be one of {', '.join(KINDS)}, not {self.kind!r}")
 
 
 Progress = Callable[[str, int, int], None]
@@ -74,7 +84,7 @@ def build(
     settings: Settings,
     *,
     queries: NDArray[np.float32] | None = None,
-    kind: Choice | None = None,
+    for_now: bool = False,
     seed: int = 0,
     progress: Progress = lambda *_: None,
 ) -> VectorIndex:
@@ -91,14 +101,19 @@ def build(
         queries: `float32[q, dim]`, a sample of what is asked and comes from elsewhere (text vectors
             where pictures are searched). They are imitated where fewer than a hundred are given,
             which the index's facts say.
-        kind: build this kind of index, whatever exact search would take.
+        for_now: make an exact one at once, which `outgrown` will say should be another.
         seed: of samples.
         progress: called with a stage, how much of it is done and how much there is.
     """
     n, dim = vectors.shape
     flat: FaissIndex | None = None
-    if kind in (None, "flat"):
-        always = kind == "flat" or n <= NEVER_BELOW or settings.recall == 1
+    if for_now or n <= TOO_FEW or settings.kind in (None, "flat"):
+        always = (
+            for_now
+            or n <= TOO_FEW
+            or settings.kind == "flat"
+            or (settings.kind is None and (n <= NEVER_BELOW or settings.recall == 1))
+        )
         if always or _fits(n, dim, settings):
             flat = FaissIndex(dim)
             _add(flat, ids, vectors, lambda done, total: progress("index", done, total))
@@ -109,6 +124,7 @@ def build(
                 always = always or took <= settings.exact_ms
             if always:
                 return flat
+    kind = settings.kind
     chosen = _kind(n, dim, settings.memory_bytes) if kind is None or kind == "flat" else kind
     return _approximate(ids, vectors, flat, settings, queries, chosen, seed, progress)
 
@@ -121,7 +137,10 @@ def outgrown(index: VectorIndex) -> bool:
     settings = Settings(**facts["settings"])
     n, built_for = len(index), max(1, facts["built_for"])
     if "recall" in facts:
-        return not built_for / GROWTH <= n <= GROWTH * built_for
+        wasted = getattr(getattr(index, "base", index), "wasted", 0.0)
+        return wasted > WASTE or not built_for / GROWTH <= n <= GROWTH * built_for
+    if settings.kind is not None:
+        return settings.kind != "flat" and n > TOO_FEW
     if n <= NEVER_BELOW or settings.recall == 1:
         return False
     if not _fits(n, index.dim, settings) or "latency_ms" not in facts:
@@ -164,16 +183,7 @@ def _approximate(
     n = len(vectors)
     held_out = np.sort(generator.choice(n, min(HELD_OUT, n // 10), replace=False))
     rest = np.delete(np.arange(n), held_out)
-    lists = max(4, min(1 << round(math.log2(4 * math.sqrt(n))), n // 8))
-    sample = np.sort(
-        generator.choice(rest, min(TRAINED_PER_LIST * lists, len(rest)), replace=False)
-    )
-    index = train(
-        vectors[sample].astype(np.float32),
-        lists,
-        kind,
-        progress=lambda done, total: progress("train", done, total),
-    )
+    index = _empty(vectors, rest, kind, generator, lambda d, t: progress("train", d, t))
     own = vectors[held_out].astype(np.float32)
     others, origin = _other_queries(queries, own, generator)
     truth = flat
@@ -203,6 +213,23 @@ def _approximate(
     return index
 
 
+def _empty(
+    vectors: Vectors,
+    rest: NDArray[np.int64],
+    kind: Kind,
+    generator: np.random.Generator,
+    progress: Callable[[int, int], None],
+) -> ApproximateIndex:
+    """Return an empty index, trained on some of the `rest` of the vectors where it needs that."""
+    if kind == "hnsw":
+        return HnswIndex(vectors.shape[1])
+    n = len(vectors)
+    lists = max(4, min(1 << round(math.log2(4 * math.sqrt(n))), n // 8))
+    trained = min(TRAINED_PER_LIST * lists, len(rest))
+    sample = np.sort(generator.choice(rest, trained, replace=False))
+    return train(vectors[sample].astype(np.float32), lists, kind, progress=progress)
+
+
 def _other_queries(
     queries: NDArray[np.float32] | None,
     own: NDArray[np.float32],
@@ -224,7 +251,7 @@ def _other_queries(
 
 
 def _tune(
-    index: IvfIndex,
+    index: ApproximateIndex,
     asked: dict[str, tuple[NDArray[np.float32], NDArray[np.int64]]],
     target: float,
     progress: Callable[[int, int], None],
@@ -232,13 +259,13 @@ def _tune(
     """Set the effort and the shortlist that reach the target soonest."""
     needed = target + MARGIN * (1 - target)
     best: tuple[float, int, int] | None = None
-    efforts = list(_efforts(index.lists))
-    for done, shortlist in enumerate(SHORTLISTS):
-        progress(done, len(SHORTLISTS))
+    efforts = list(index.efforts())
+    for done, shortlist in enumerate(index.shortlists):
+        progress(done, len(index.shortlists))
         if 4 * shortlist >= len(index):
             break  # a search would compare everything
         index.shortlist = shortlist
-        # A longer shortlist never needs more lists than a shorter one did.
+        # A longer shortlist never needs more effort than a shorter one did.
         for effort in efforts:
             index.effort = effort
             if min(_recall(index, *pair) for pair in asked.values()) >= needed:
@@ -248,18 +275,12 @@ def _tune(
                     best = took, effort, shortlist
                 efforts = [e for e in efforts if e <= effort]
                 break
-    progress(len(SHORTLISTS), len(SHORTLISTS))
+    progress(len(index.shortlists), len(index.shortlists))
     if best is None:
         logger.warning("no setting reaches a recall of %s; every vector is compared", target)
-        index.effort = index.lists
+        index.effort = index.most_effort
     else:
         _, index.effort, index.shortlist = best
-
-
-def _efforts(lists: int) -> Iterator[int]:
-    """Yield rising numbers of lists, each about 1.4 times the one before, up to half of all."""
-    steps = [round(2 ** (i / 2)) for i in range(2, 2 * int(math.log2(max(4, lists))))]
-    yield from (a for a, b in pairwise([*steps, 0]) if a != b and a < lists)
 
 
 def _recall(index: VectorIndex, queries: NDArray[np.float32], right: NDArray[np.int64]) -> float:

@@ -2,61 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+import math
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
 
 import faiss
 import numpy as np
 
-from mmsearch.indexes.base import IndexFileError, Neighbors, VectorIndex, replacing
-from mmsearch.indexes.checked_file import CheckedFile, seal
+from mmsearch.indexes.checked_file import CHECKED_ON_OPENING
+from mmsearch.indexes.faiss_approximate import ApproximateIndex, K, Kind
 from mmsearch.indexes.faiss_rows import (
-    IdMap,
-    bitmap_of,
     codes_of,
     half_precision,
-    in_memory,
     is_half_precision,
     one_thread_for_one,
-    place_of_rows,
-    read,
     scan,
     scan_some,
-    write,
 )
 
 if TYPE_CHECKING:
-    from numpy.typing import ArrayLike, NDArray
+    from numpy.typing import NDArray
 
-__all__ = ["IvfIndex", "Kind"]
-
-Kind = Literal["ivf-rabitq", "ivf-sq8"]
-"""How vectors are kept in the lists: one bit a coordinate, or eight."""
+__all__ = ["IvfIndex"]
 
 CODES = {"ivf-rabitq": faiss.IndexIVFRaBitQ, "ivf-sq8": faiss.IndexIVFScalarQuantizer}
 QUERY_BITS = 8
 """RaBitQ compares codes with queries of so many bits a coordinate; unrounded ones cost 20 times."""
-EXACT_AMONG = 50_000
-"""Up to so many allowed ids, all of them are compared: a few milliseconds."""
-K = 10
-"""What shortlists are measured for; they grow with `k` beyond."""
 
 
-class IvfIndex(VectorIndex):
+class IvfIndex(ApproximateIndex):
     """Vectors in lists around centroids, as small codes, beside the vectors in half precision.
 
     A search compares codes in the lists whose centroids are nearest (`effort` is their number),
-    and the vectors of the best (`shortlist` of them for ten answers). Scores are those of exact
-    search. With an effort of as many lists as there are, every vector is compared.
+    and the vectors of the best (`shortlist` of them for ten answers). With an effort of as many
+    lists as there are, every vector is compared.
 
     Attributes:
-        kind: how vectors are coded in the lists.
         lists: how many there are.
-        effort: how many of them a search looks into unless told otherwise.
-        shortlist: how many vectors it compares then for each ten answers.
-        facts: what is stored with the index, as JSON.
     """
+
+    shortlists = (40, 100, 200, 400, 800)
+    _rows_end = 4  # IndexRefine's k_factor
+    _checked_on_opening = CHECKED_ON_OPENING
 
     def __init__(
         self,
@@ -81,164 +69,52 @@ class IvfIndex(VectorIndex):
             arguments = (*arguments, faiss.ScalarQuantizer.QT_8bit)
         lists = CODES[kind](*arguments, faiss.METRIC_INNER_PRODUCT)
         lists.train(sample)
-        self._index: Any = faiss.IndexRefine(lists, half_precision(dim))
-        self._index.is_trained = True
-        self._ids = np.empty(0, dtype=np.int64)
+        index = faiss.IndexRefine(lists, half_precision(dim))
+        index.is_trained = True
+        self._take(kind, index)
         self.effort, self.shortlist = 16, 100
-        self.facts: dict[str, Any] = {}
-        self._file: CheckedFile | None = None
-        self._mapped = False
-        self._attach(kind)
 
-    def _attach(self, kind: Kind) -> None:
-        self.kind = kind
+    def _parts(self) -> Any:  # noqa: ANN401
         self._lists = faiss.downcast_index(self._index.base_index)
-        self._flat = faiss.downcast_index(self._index.refine_index)
         self.lists = int(self._lists.nlist)
-        self._id_map: IdMap | None = None
-        self._removed = int((self._ids < 0).sum())
-
-    @property
-    def exact(self) -> bool:
-        """Whether its effort is such that every vector is compared."""
-        return self.effort >= self.lists
-
-    @property
-    def recall(self) -> float | None:
-        """Share of the true first ten that is found, of the kind of queries that fares worst."""
-        measured = self.facts.get("recall")
-        return 1.0 if self.exact else None if measured is None else min(measured.values())
-
-    @property
-    def ids(self) -> NDArray[np.int64]:
-        """Every id, in the order of adding."""
-        return self._ids[self._ids >= 0] if self._removed else np.asarray(self._ids)
-
-    def save(self, path: Path) -> None:
-        """Write one file with checksums, replacing what was there in one step."""
-        self._close_gaps()
-        facts = {
-            "kind": self.kind,
-            "lists": self.lists,
-            "effort": self.effort,
-            "shortlist": self.shortlist,
-        }
-        with replacing(path) as temporary, temporary.open("w+b") as file:
-            length = write(self._index, file)
-            rows = place_of_rows(file, self._flat, length, after=4)  # IndexRefine's k_factor
-            ids_at = -(-length // 64) * 64
-            file.seek(length)
-            file.write(bytes(ids_at - length))
-            file.write(self._ids.astype("<i8", copy=False).tobytes())
-            seal(file, self.facts | facts | {"ids": [ids_at, len(self._ids)]}, rows)
+        return faiss.downcast_index(self._index.refine_index)
 
     @classmethod
-    def open(cls, path: Path, *, mmap: bool = True) -> IvfIndex:
-        """Read what `save` wrote.
-
-        Raises:
-            IndexFileError: the file is missing, torn, damaged or holds another kind of index.
-        """
-        return cls.read_from(CheckedFile(path), mmap=mmap)
-
-    @classmethod
-    def read_from(cls, file: CheckedFile, *, mmap: bool) -> IvfIndex:
-        """Read what `save` wrote; the same as `open`."""
-        facts = dict(file.facts)
-        kind = facts.pop("kind", None)
-        if kind not in CODES:
-            raise IndexFileError(f"{file.path} holds an index of kind {kind!r}, not one with lists")
-        loaded, mapped = read(file, mmap=mmap)
-        if not (
-            isinstance(loaded, faiss.IndexRefine)
-            and isinstance(faiss.downcast_index(loaded.base_index), CODES[kind])
-            and is_half_precision(faiss.downcast_index(loaded.refine_index))
-        ):
-            raise IndexFileError(f"{file.path} does not hold what it says")
-        index = cls.__new__(cls)
-        VectorIndex.__init__(index, loaded.d)
-        index._index, index._mapped = loaded, mapped
-        index.effort, index.shortlist = facts.pop("effort"), facts.pop("shortlist")
-        facts.pop("lists")  # for who reads facts alone
-        start, count = facts.pop("ids")
-        ids: ArrayLike = (
-            np.memmap(file.path, "<i8", "r", offset=start, shape=(count,)) if count else []
+    def _fits(cls, index: Any, kind: str) -> bool:  # noqa: ANN401
+        return (
+            kind in CODES
+            and isinstance(index, faiss.IndexRefine)
+            and isinstance(faiss.downcast_index(index.base_index), CODES[kind])
+            and is_half_precision(faiss.downcast_index(index.refine_index))
         )
-        index._ids = np.asarray(ids, dtype=np.int64) if mapped else np.array(ids, dtype=np.int64)
-        index.facts = facts
-        index._file = file if mapped else None
-        index._attach(kind)
-        return index
 
-    def check(self) -> None:
-        """Check every byte of the file that was opened.
+    @property
+    def most_effort(self) -> int:
+        """As many as there are lists."""
+        return self.lists
 
-        Raises:
-            IndexFileError: it is damaged.
-        """
-        if self._file is not None:
-            self._file.check_all()
+    def efforts(self) -> Iterator[int]:
+        """Yield rising numbers of lists, each about 1.4 times the one before, up to half of all."""
+        steps = [round(2 ** (i / 2)) for i in range(2, 2 * int(math.log2(max(4, self.lists))))]
+        yield from (a for a, b in pairwise([*steps, 0]) if a != b and a < self.lists)
 
-    def _count(self) -> int:
-        return len(self._ids) - self._removed
-
-    def _add(self, ids: NDArray[np.int64], vectors: NDArray[np.float32]) -> None:
-        if len(self._rows_of(ids)):
-            raise ValueError("an id is in use already; remove it first")
-        self._own()
-        self._index.add(vectors)
-        self._ids = np.concatenate([self._ids, ids])
-
-    def _remove(self, ids: NDArray[np.int64]) -> int:
-        rows = self._rows_of(ids)
-        if len(rows) == 0:
-            return 0
-        self._own()
-        # The vectors stay, without an id, until the index is saved.
-        self._lists.remove_ids(faiss.IDSelectorBatch(rows))
-        self._ids[rows] = -1
-        self._removed += len(rows)
-        return len(rows)
-
-    def _search(
-        self,
-        queries: NDArray[np.float32],
-        k: int,
-        effort: int | None,
-        among: NDArray[np.int64] | None,
-    ) -> Neighbors:
-        effort = self.effort if effort is None else max(1, effort)
-        allowed = self._allowed(among)
-        n = len(self) if allowed is None else len(allowed)
-        growth = max(1.0, effort / self.effort) * max(1.0, k / K)
-        shortlist = max(k, round(self.shortlist * growth))
-        # Enough lists to fill the shortlist, were they all alike and the allowed spread evenly.
-        effort = max(effort, -(-2 * shortlist * self.lists // max(1, n)))
-        with one_thread_for_one(len(queries)):
-            if (
-                effort >= self.lists
-                or 4 * shortlist >= n
-                or (among is not None and n <= EXACT_AMONG)
-            ):
-                scores, rows = scan(self._flat, queries, k, self._living(allowed))
-            else:
-                scores, rows = self._through_lists(queries, k, effort, shortlist, allowed)
-        if self._file is not None and self._file.rows is not None:
-            self._file.check_rows(rows[rows >= 0])
-        return Neighbors(np.where(rows < 0, -1, self._ids[rows]), scores)
-
-    def _through_lists(
+    def _approximately(
         self,
         queries: NDArray[np.float32],
         k: int,
         effort: int,
-        shortlist: int,
         allowed: NDArray[np.int64] | None,
-    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        n: int,
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]] | None:
+        growth = max(1.0, effort / self.effort) * max(1.0, k / K)
+        shortlist = max(k, round(self.shortlist * growth))
+        # Enough lists to fill the shortlist, were they all alike and the allowed spread evenly.
+        effort = max(effort, -(-2 * shortlist * self.lists // max(1, n)))
+        if effort >= self.lists or 4 * shortlist >= n:
+            return None
         settings: dict[str, Any] = {"nprobe": effort}
         if allowed is not None:
-            bits = bitmap_of(allowed, len(self._ids))
-            settings["sel"] = faiss.IDSelectorBitmap(bits)
+            settings["sel"] = self._selector(allowed)
         if self.kind == "ivf-rabitq":
             settings["qb"] = QUERY_BITS
             parameters = faiss.IVFRaBitQSearchParameters(**settings)
@@ -258,28 +134,11 @@ class IvfIndex(VectorIndex):
                     scores[i], rows[i] = scan(self._flat, query, k, self._living(allowed))
         return scores, rows
 
-    def _allowed(self, among: NDArray[np.int64] | None) -> NDArray[np.int64] | None:
-        return None if among is None else self._rows_of(among)
-
-    def _living(self, allowed: NDArray[np.int64] | None) -> NDArray[np.int64] | None:
-        """Return the rows that a scan may find; None where it may find all."""
-        return np.flatnonzero(self._ids >= 0) if allowed is None and self._removed else allowed
-
-    def _rows_of(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
-        if self._id_map is None:
-            self._id_map = IdMap(self._ids)
-        return self._id_map.rows(ids)
-
-    def _own(self) -> None:
-        """Get ready to change."""
-        self._id_map = None
-        if self._mapped:
-            self._index, self._mapped, self._file = in_memory(self._index), False, None
-            self._ids = np.array(self._ids)
-            self._attach(self.kind)
+    def _forget(self, rows: NDArray[np.int64]) -> None:
+        self._lists.remove_ids(faiss.IDSelectorBatch(rows))
 
     def _close_gaps(self) -> None:
-        """Drop the vectors of removed ids and number the others anew, in the lists too."""
+        # And number the others anew, in the lists too.
         if not self._removed:
             return
         self._id_map = None

@@ -12,7 +12,7 @@ import faiss
 import numpy as np
 
 from mmsearch.indexes.base import IndexFileError
-from mmsearch.indexes.checked_file import CheckedFile, Rows
+from mmsearch.indexes.checked_file import CHECKED_ON_OPENING, CheckedFile, Rows
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -199,8 +199,15 @@ def place_of_rows(file: BinaryIO, flat: Any, length: int, after: int) -> Rows | 
     return rows
 
 
-def read(file: CheckedFile, *, mmap: bool) -> tuple[Any, bool]:
+def read(
+    file: CheckedFile, *, mmap: bool, checked: int | None = CHECKED_ON_OPENING
+) -> tuple[Any, bool]:
     """Read the index at the beginning of a file; return it and whether it is mapped.
+
+    Args:
+        file: the file.
+        mmap: leave it on disk until it is needed, where FAISS can.
+        checked: bytes beside rows up to which these are checked even so; None is all.
 
     Raises:
         IndexFileError: FAISS cannot read it, or a part that opening checks is damaged.
@@ -208,7 +215,7 @@ def read(file: CheckedFile, *, mmap: bool) -> tuple[Any, bool]:
     path = file.path
     mmap = mmap and _is_plain(path)
     if mmap:
-        file.check_on_opening()
+        file.check_on_opening(checked)
     else:
         file.check_all()
     try:

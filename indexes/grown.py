@@ -14,6 +14,8 @@ import numpy as np
 from mmsearch.indexes.base import IndexFileError, Neighbors, VectorIndex, replacing
 from mmsearch.indexes.checked_file import CheckedFile
 from mmsearch.indexes.faiss import FaissIndex
+from mmsearch.indexes.faiss_approximate import ApproximateIndex
+from mmsearch.indexes.faiss_hnsw import HnswIndex
 from mmsearch.indexes.faiss_ivf import IvfIndex
 
 if TYPE_CHECKING:
@@ -35,7 +37,7 @@ class GrownIndex(VectorIndex):
         base_path: the file it was opened from; None where it is in memory alone.
     """
 
-    def __init__(self, base: FaissIndex | IvfIndex, base_path: Path | None = None) -> None:
+    def __init__(self, base: FaissIndex | ApproximateIndex, base_path: Path | None = None) -> None:
         super().__init__(base.dim)
         self.base = base
         self.base_path = base_path
@@ -123,7 +125,7 @@ class GrownIndex(VectorIndex):
             raise IndexFileError(f"{file.path} holds vectors of another length than {base_path}")
         return index
 
-    def merged(self) -> FaissIndex | IvfIndex:
+    def merged(self) -> FaissIndex | ApproximateIndex:
         """Return one index of the base and its changes, in memory; this one is used up."""
         base, added = self.base, self._added
         base.remove(self._removed)
@@ -206,11 +208,16 @@ class GrownIndex(VectorIndex):
         )
 
 
-def open_whole(file: CheckedFile, *, mmap: bool) -> FaissIndex | IvfIndex:
+def open_whole(file: CheckedFile, *, mmap: bool) -> FaissIndex | ApproximateIndex:
     """Open the index of a file that needs no other.
 
     Raises:
         IndexFileError: it is damaged or of another kind.
     """
-    kind = FaissIndex if file.facts.get("kind") == "flat" else IvfIndex
-    return kind.read_from(file, mmap=mmap)
+    match file.facts.get("kind"):
+        case "flat":
+            return FaissIndex.read_from(file, mmap=mmap)
+        case "hnsw":
+            return HnswIndex.read_from(file, mmap=mmap)
+        case _:
+            return IvfIndex.read_from(file, mmap=mmap)

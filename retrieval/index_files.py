@@ -112,7 +112,7 @@ class IndexFiles:
                 queries = adapter.apply(queries)
             index = indexes.build(ids, vectors, queries=queries, progress=progress, **settings)
         else:
-            index = indexes.build(ids, vectors, **{**settings, "kind": "flat"})
+            index = indexes.build(ids, vectors, for_now=True, **settings)
         self._save(index, self._path(target, row.stamp), target)
         return index
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -15,12 +16,14 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from mmsearch import indexes
-from mmsearch.indexes import checked_file, faiss_ivf
+from mmsearch.indexes import checked_file, faiss_approximate, faiss_hnsw
 from mmsearch.indexes.base import IndexFileError, VectorIndex
 from mmsearch.indexes.checked_file import CheckedFile
 from mmsearch.indexes.exact import ExactIndex
 from mmsearch.indexes.faiss import FaissIndex
-from mmsearch.indexes.faiss_ivf import IvfIndex, Kind, train
+from mmsearch.indexes.faiss_approximate import ApproximateIndex, Kind
+from mmsearch.indexes.faiss_hnsw import HnswIndex
+from mmsearch.indexes.faiss_ivf import IvfIndex, train
 from mmsearch.indexes.grown import GrownIndex
 
 DIM, N = 32, 3_000
@@ -38,14 +41,24 @@ def clusters(n: int, seed: int) -> NDArray[np.float32]:
 BASE, QUERIES = clusters(N, 1), clusters(100, 2)
 
 
-@pytest.fixture(scope="module", params=["ivf-rabitq", "ivf-sq8"])
+def empty(kind: Kind) -> ApproximateIndex:
+    return HnswIndex(DIM) if kind == "hnsw" else train(BASE, 40, kind, iterations=4)
+
+
+@pytest.fixture(scope="module", params=["ivf-rabitq", "ivf-sq8", "hnsw"])
 def saved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    index = train(BASE, 40, request.param, iterations=4)
+    index = empty(request.param)
     index.add(IDS, BASE)
     index.effort, index.shortlist = 16, 80
     path = tmp_path_factory.mktemp(request.param) / "index"
     index.save(path)
     return path
+
+
+def opened(path: Path, *, mmap: bool = True) -> ApproximateIndex:
+    index = indexes.open(path, mmap=mmap)
+    assert isinstance(index, ApproximateIndex)
+    return index
 
 
 def oracle() -> ExactIndex:
@@ -70,7 +83,7 @@ def true_score(index: VectorIndex, queries: NDArray[np.float32], ids: NDArray[np
 def test_part_of_the_lists_gives_most_of_the_answers_and_true_scores(
     saved: Path, mmap: bool
 ) -> None:
-    index = IvfIndex.open(saved, mmap=mmap)
+    index = opened(saved, mmap=mmap)
     right = oracle().search(QUERIES, 10)
     assert not index.exact
     assert overlap(index.search(QUERIES, 10).ids, right.ids) > 0.9
@@ -82,11 +95,12 @@ def test_part_of_the_lists_gives_most_of_the_answers_and_true_scores(
 
 
 def test_effort_buys_recall_for_one_call_alone(saved: Path) -> None:
-    index = IvfIndex.open(saved)
+    index = opened(saved)
     right = oracle().search(QUERIES, 10).ids
-    shares = [overlap(index.search(QUERIES, 10, effort=e).ids, right) for e in (1, 4, 16, 40)]
+    efforts = (10, 20, 80, 1_000) if index.kind == "hnsw" else (1, 4, 16, 40)
+    shares = [overlap(index.search(QUERIES, 10, effort=e).ids, right) for e in efforts]
     assert shares == sorted(shares)
-    assert shares[0] < shares[-1] - 0.05
+    assert shares[0] < shares[-1] - (0.01 if index.kind == "hnsw" else 0.05)
     assert shares[-1] > 0.995
     before = index.search(QUERIES, 10).ids
     index.search(QUERIES, 10, effort=1)
@@ -95,7 +109,7 @@ def test_effort_buys_recall_for_one_call_alone(saved: Path) -> None:
 
 @pytest.mark.parametrize("k", [1, 50, 700, N, N + 5])
 def test_k_answers_come_wherever_k_exist(saved: Path, k: int) -> None:
-    index = IvfIndex.open(saved)
+    index = opened(saved)
     found = index.search(QUERIES[:5], k, effort=1)
     assert ((found.ids >= 0).sum(axis=1) == min(k, N)).all()
     assert all(len(set(row[row >= 0].tolist())) == min(k, N) for row in found.ids)
@@ -106,9 +120,9 @@ def test_k_answers_come_wherever_k_exist(saved: Path, k: int) -> None:
 def test_filters_give_k_and_are_exact_where_few_are_left(
     saved: Path, m: int, exact_up_to: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(faiss_ivf, "EXACT_AMONG", exact_up_to)
+    monkeypatch.setattr(faiss_approximate, "EXACT_AMONG", exact_up_to)
     among = np.random.default_rng(m).choice(IDS, m, replace=False)
-    index, right = IvfIndex.open(saved), oracle().search(QUERIES, 10, among=among)
+    index, right = opened(saved), oracle().search(QUERIES, 10, among=among)
     found = index.search(QUERIES, 10, among=np.append(among, [5, 2**60]))
     assert set(found.ids[found.ids >= 0].tolist()) <= set(among.tolist())
     np.testing.assert_array_equal(found.ids < 0, right.ids < 0)
@@ -119,14 +133,14 @@ def test_filters_give_k_and_are_exact_where_few_are_left(
 
 
 def test_a_file_says_what_was_measured(saved: Path) -> None:
-    index = IvfIndex.open(saved)
+    index = opened(saved)
     assert index.recall is None
     index.facts = {"recall": {"images": 0.99, "texts": 0.97}}
     index.save(saved.with_name("other"))
-    opened = indexes.open(saved.with_name("other"))
-    assert opened.recall == 0.97
-    assert isinstance(opened, IvfIndex)
-    assert (opened.effort, opened.shortlist, opened.kind) == (16, 80, index.kind)
+    again = opened(saved.with_name("other"))
+    assert again.recall == 0.97
+    assert type(again) is type(index)
+    assert (again.effort, again.shortlist, again.kind) == (16, 80, index.kind)
 
 
 def test_the_place_of_the_vectors_in_the_file_is_known(saved: Path, tmp_path: Path) -> None:
@@ -157,9 +171,13 @@ STEPS = st.lists(
 )
 
 
-def start(kind: str, effort: int) -> FaissIndex | IvfIndex:
+def start(kind: str, effort: int) -> FaissIndex | ApproximateIndex:
     if kind == "flat":
         return FaissIndex(DIM)
+    if kind == "graph":
+        graph = HnswIndex(DIM)
+        graph.effort = effort
+        return graph
     index = IvfIndex(DIM, clusters(6, 3), clusters(50, 4), kind="ivf-rabitq")
     index.effort, index.shortlist = effort, 2
     return index
@@ -169,7 +187,7 @@ def start(kind: str, effort: int) -> FaissIndex | IvfIndex:
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(steps=STEPS, k=st.integers(1, 25))
-@pytest.mark.parametrize("kind", ["flat", "lists"])
+@pytest.mark.parametrize("kind", ["flat", "lists", "graph"])
 def test_any_history_of_a_grown_index_gives_the_answers_of_exact_search(
     kind: str, steps: list[tuple[str, list[int], int]], k: int, tmp_path: Path
 ) -> None:
@@ -196,9 +214,9 @@ def test_any_history_of_a_grown_index_gives_the_answers_of_exact_search(
             case "reopen":
                 saves += 1
                 index.save(tmp_path / f"changes {saves}")
-                opened = indexes.open(tmp_path / f"changes {saves}", mmap=bool(number))
-                assert isinstance(opened, GrownIndex)
-                index = opened
+                again = indexes.open(tmp_path / f"changes {saves}", mmap=bool(number))
+                assert isinstance(again, GrownIndex)
+                index = again
             case "merge":
                 saves += 1
                 path = tmp_path / f"base {saves}"
@@ -222,10 +240,14 @@ def test_any_history_of_a_grown_index_gives_the_answers_of_exact_search(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(steps=STEPS, k=st.integers(1, 25))
+@pytest.mark.parametrize("kind", ["lists", "graph"])
+@pytest.mark.parametrize("walk", [False, True])
 def test_a_hasty_search_never_returns_what_is_gone_and_always_k(
-    steps: list[tuple[str, list[int], int]], k: int, tmp_path: Path
+    kind: str, walk: bool, steps: list[tuple[str, list[int], int]], k: int, tmp_path: Path
 ) -> None:
-    index: IvfIndex = start("lists", effort=1)  # type: ignore[assignment]
+    index: VectorIndex = start(kind, effort=1)
+    # Such small graphs are otherwise never walked.
+    instead = 0 if walk else faiss_hnsw.SCAN_INSTEAD
     held: dict[int, NDArray[np.float32]] = {}
     for step, keys, number in steps:
         if step == "add":
@@ -239,8 +261,9 @@ def test_a_hasty_search_never_returns_what_is_gone_and_always_k(
                 held.pop(key, None)
         elif step in {"reopen", "merge"}:
             index.save(tmp_path / "index")
-            index = IvfIndex.open(tmp_path / "index", mmap=bool(number))
-        found = index.search(QUERIES[:3], k)
+            index = opened(tmp_path / "index", mmap=bool(number))
+        with patch.object(faiss_hnsw, "SCAN_INSTEAD", instead):
+            found = index.search(QUERIES[:3], k)
         for query, ids, scores in zip(QUERIES[:3], found.ids, found.scores, strict=True):
             known = ids[ids >= 0].tolist()
             assert len(known) == len(set(known)) == min(k, len(held))
@@ -373,6 +396,35 @@ def test_killed_at_any_step_of_saving_the_old_or_the_new_index_is_there(
 
 
 def test_kinds_that_do_not_exist_are_refused() -> None:
-    kind: Kind = "hnsw"  # type: ignore[assignment]
     with pytest.raises(KeyError):
-        train(BASE, 4, kind)
+        train(BASE, 4, "lsh")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="ivf-rabitq, ivf-sq8, hnsw, not 'lsh'"):
+        indexes.build(IDS, BASE, kind="lsh")  # type: ignore[arg-type]
+
+
+def test_removed_vectors_stay_in_a_graph_until_they_are_too_many() -> None:
+    index = indexes.build(IDS, BASE, kind="hnsw")
+    assert isinstance(index, HnswIndex)
+    assert index.recall is not None
+    assert index.recall >= 0.98
+    index.remove(IDS[: N // 5])
+    assert index.wasted == 0.2
+    assert not indexes.outgrown(index)
+    assert not np.isin(index.search(BASE[: N // 5], 10).ids, IDS[: N // 5]).any()
+    index.remove(IDS[: N // 2])
+    assert indexes.outgrown(index)
+
+
+def test_a_kind_that_was_asked_for_is_made_whatever_came_first(tmp_path: Path) -> None:
+    index = indexes.build(IDS, BASE, kind="hnsw", for_now=True)
+    assert index.exact
+    index.save(tmp_path / "index")
+    assert indexes.outgrown(indexes.open(tmp_path / "index"))
+    asked = indexes.settings_of(tmp_path / "index")
+    assert asked is not None
+    index = indexes.build(IDS, BASE, **asked)
+    assert isinstance(index, HnswIndex)
+    index.save(tmp_path / "index")
+    assert indexes.settings_of(tmp_path / "index") == asked
+    assert not indexes.outgrown(indexes.open(tmp_path / "index"))
+    assert indexes.search_of(tmp_path / "index") == (False, index.recall)

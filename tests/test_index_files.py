@@ -18,6 +18,7 @@ from mmsearch.indexes import choice, grown
 from mmsearch.indexes.checked_file import CheckedFile
 from mmsearch.indexes.exact import ExactIndex
 from mmsearch.indexes.faiss import FaissIndex
+from mmsearch.indexes.faiss_hnsw import HnswIndex
 from mmsearch.indexes.faiss_ivf import IvfIndex
 from mmsearch.indexes.grown import GrownIndex
 from mmsearch.retrieval import index_files
@@ -223,6 +224,22 @@ def test_optimize_tunes_measures_and_is_remembered(larger: Library) -> None:
     assert "exact search" in done.stderr
     status = CliRunner().invoke(app, ["status", "--json", "--library", str(larger.root)])
     assert json.loads(status.stdout)["search"] == "exact"
+
+
+def test_optimize_makes_the_kind_that_is_asked_for_and_remembers(larger: Library) -> None:
+    larger.close()
+    arguments = ["optimize", "--kind", "hnsw", "--library", str(larger.root)]
+    done = CliRunner().invoke(app, [*arguments, "--json"])
+    assert done.exit_code == 0, done.output
+    made = json.loads(done.stdout.splitlines()[0])["indexes"]
+    assert made["images"]["search"] == "approximate"
+    assert made["captions"]["search"] == "exact", "there are none"
+    library = Library.open(larger.root)
+    assert isinstance(opened(library), HnswIndex)
+    put(library, 9_999, clusters(1, 61)[0])
+    assert opened(library).exact, "small files are made anew, for now in the quickest way"
+    assert isinstance(opened(library, thorough=True), HnswIndex)
+    library.close()
 
 
 @pytest.mark.parametrize("memory", ["", "2X", "much", "-1G"])

@@ -18,6 +18,7 @@ from mmsearch.indexes import faiss_rows
 from mmsearch.indexes.base import IndexFileError, Neighbors, VectorIndex, replacing
 from mmsearch.indexes.exact import ExactIndex
 from mmsearch.indexes.faiss import FaissIndex
+from mmsearch.indexes.faiss_hnsw import HnswIndex
 from mmsearch.indexes.faiss_ivf import IvfIndex
 
 
@@ -32,9 +33,20 @@ class Lists(IvfIndex):
         self.effort = 4
 
 
+class Graph(HnswIndex):
+    """A graph so well searched that the answers must be those of exact search."""
+
+    __module__ = "mmsearch.indexes.faiss"
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim)
+        self.effort = 4_000
+
+
 KINDS = [
     pytest.param(FaissIndex, id="faiss"),
     pytest.param(Lists, id="lists"),
+    pytest.param(Graph, id="graph"),
     pytest.param(ExactIndex, id="exact"),
 ]
 HALF = 2e-3

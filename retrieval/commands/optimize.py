@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -24,6 +25,15 @@ if TYPE_CHECKING:
 __all__ = ["optimize"]
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+
+
+class IndexKind(StrEnum):
+    """What `indexes.build` can be told to make."""
+
+    FLAT = "flat"
+    IVF_RABITQ = "ivf-rabitq"
+    IVF_SQ8 = "ivf-sq8"
+    HNSW = "hnsw"
 
 
 def memory_argument(text: str) -> int:
@@ -59,6 +69,10 @@ def optimize(
             help="Compare every picture as long as one query takes no longer than this.",
         ),
     ] = 25.0,
+    kind: Annotated[
+        IndexKind | None,
+        typer.Option(help="The kind of index, whatever fits best. Not given: what fits best."),
+    ] = None,
     library: LibraryOption = None,
     as_json: Json = False,
 ) -> None:
@@ -75,7 +89,12 @@ def optimize(
     from mmsearch.retrieval.schema import Target
 
     opened = Library.open(chosen_library(library))
-    settings = {"recall": recall, "memory_bytes": memory, "exact_ms": exact_ms}
+    settings: dict[str, Any] = {
+        "recall": recall,
+        "memory_bytes": memory,
+        "exact_ms": exact_ms,
+        "kind": None if kind is None else kind.value,
+    }
     terminate_like_interrupt()
     made = {}
     try:
