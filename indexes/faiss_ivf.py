@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,10 @@ __all__ = ["IvfIndex"]
 CODES = {"ivf-rabitq": faiss.IndexIVFRaBitQ, "ivf-sq8": faiss.IndexIVFScalarQuantizer}
 QUERY_BITS = 8
 """RaBitQ compares codes with queries of so many bits a coordinate; unrounded ones cost 20 times."""
+
+STRIDES = (4, 4, 4, 4, 2, 2, 2, 1, 1)
+"""Centroids find their place among a part of the sample, and settle among all of it."""
+FEWEST_PER_LIST = 8
 
 
 class IvfIndex(ApproximateIndex):
@@ -165,7 +169,7 @@ def train(
     lists: int,
     kind: Kind,
     *,
-    iterations: int = 10,
+    strides: Sequence[int] = STRIDES,
     progress: Callable[[int, int], None] = lambda *_: None,
 ) -> IvfIndex:
     """Return an empty index with centroids found among `float32[n, dim]` vectors by k-means.
@@ -174,7 +178,7 @@ def train(
         vectors: a sample of those to come, at least `lists`.
         lists: how many centroids.
         kind: how vectors are coded in the lists.
-        iterations: of k-means.
+        strides: one for each iteration of k-means, which reads every so many-th vector.
         progress: called with how many iterations are done and how many there are.
     """
     dim = vectors.shape[1]
@@ -184,10 +188,11 @@ def train(
     parameters.min_points_per_centroid, parameters.max_points_per_centroid = 1, len(vectors)
     clustering = faiss.Clustering(dim, lists, parameters)
     nearest = faiss.IndexFlatIP(dim)
-    for done in range(iterations):
-        progress(done, iterations)
+    for done, stride in enumerate(strides):
+        progress(done, len(strides))
         nearest.reset()
-        clustering.train(vectors, nearest)
+        enough = len(vectors) // stride >= FEWEST_PER_LIST * lists
+        clustering.train(np.ascontiguousarray(vectors[::stride]) if enough else vectors, nearest)
     centroids = faiss.vector_to_array(clustering.centroids).reshape(lists, dim)
-    progress(iterations, iterations)
+    progress(len(strides), len(strides))
     return IvfIndex(dim, centroids, vectors, kind)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -42,7 +45,7 @@ BASE, QUERIES = clusters(N, 1), clusters(100, 2)
 
 
 def empty(kind: Kind) -> ApproximateIndex:
-    return HnswIndex(DIM) if kind == "hnsw" else train(BASE, 40, kind, iterations=4)
+    return HnswIndex(DIM) if kind == "hnsw" else train(BASE, 40, kind, strides=(1,) * 4)
 
 
 @pytest.fixture(scope="module", params=["ivf-rabitq", "ivf-sq8", "hnsw"])
@@ -367,7 +370,7 @@ index.add([1], index.search([1] + [0] * 31, 1).scores.repeat(32, 1) * 0 + 32 ** 
 path, stop, count = sys.argv[2], int(sys.argv[3]), 0
 def die(event, arguments):
     global count
-    # Every system call that Python makes for a file, and every write of FAISS's stream.
+    # Every system call by which Python opens or moves a file.
     if event in ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "tempfile.mkdtemp"):
         count += 1
         if count == stop:
@@ -393,6 +396,57 @@ def test_killed_at_any_step_of_saving_the_old_or_the_new_index_is_there(
     assert done.returncode == 0
     assert stop > 3
     assert sizes == {N, N + 1}
+
+
+class Dying:
+    """A file whose process is killed in the middle of the write of a given number."""
+
+    def __init__(self, file: Any, stop: int) -> None:
+        self.file, self.left = file, stop
+
+    def write(self, data: Any) -> int:
+        self.left -= 1
+        if self.left == 0:
+            self.file.write(bytes(data)[: len(data) // 2])
+            self.file.flush()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self.file.write(data)
+
+    def __enter__(self) -> Dying:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.file.close()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.file, name)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="kills a copy of this process")
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # the copy only writes
+def test_killed_in_any_write_the_old_index_is_there(saved: Path, tmp_path: Path) -> None:
+    path = tmp_path / "index"
+    path.write_bytes(saved.read_bytes())
+    index = opened(saved, mmap=False)
+    index.add([1], BASE[:1])
+    real = io.open
+
+    def dying(stop: int, *arguments: Any, **more: Any) -> Dying:
+        return Dying(real(*arguments, **more), stop)
+
+    stop, code = 0, -1
+    while code != 0:
+        stop += 1
+        child = os.fork()
+        if child == 0:
+            with patch.object(io, "open", partial(dying, stop)):
+                index.save(path)
+            os._exit(0)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        assert code in (0, -signal.SIGKILL)
+        assert len(indexes.open(path)) == (N if code else N + 1)
+    assert stop > 20
+    assert [each.name for each in tmp_path.iterdir() if each.is_file()] == ["index"]
 
 
 def test_kinds_that_do_not_exist_are_refused() -> None:
