@@ -1,13 +1,17 @@
 """The same vectors and queries through mmsearch and other indexes: recall against latency.
 
 Vectors are a mixture of clusters with decaying spectra; queries come from the same mixture
-(`images`) and from a distribution moved away from it, as vectors of texts are (`texts`). Peers that
+(`own`) and from a distribution moved away from it, as vectors of texts are (`others`). Peers that
 are not installed are left out, which is said. Latencies are of one query on one thread.
+
+With `--pictures` and `--captions` the vectors are those of `compact` instead: of captions, asked
+with held-out captions (`own`) and with pictures (`others`).
 
 What an index takes in memory, and to open, is measured in a process that only asks. Then filters
 of several sizes, and ten thousand additions and removals.
 
 usage: python bench_index.py [--vectors 100000] [--queries 500] [--recall 0.99] [--only mmsearch]
+                             [--pictures FOLDER --captions FILE ...]
 """
 
 from __future__ import annotations
@@ -31,6 +35,7 @@ import numpy as np
 from numpy.typing import NDArray
 from report import RESULTS, write_report
 
+import mmsearch
 from mmsearch import indexes
 
 DIM, K = 512, 10
@@ -101,12 +106,12 @@ class Given:
 
     Attributes:
         base: the vectors; their ids are their rows.
-        texts: some queries from the other distribution, none of those that are asked.
+        others: some queries of the other kind, none of those that are asked.
         recall: what an index that can be told should reach.
     """
 
     base: Floats
-    texts: Floats
+    others: Floats
     recall: float
 
 
@@ -130,7 +135,7 @@ class Mmsearch(Contender):
     def build(self, given: Given) -> Built:
         base = given.base
         index = indexes.build(
-            np.arange(len(base)), base, recall=given.recall, queries=given.texts, kind=self.kind
+            np.arange(len(base)), base, recall=given.recall, queries=given.others, kind=self.kind
         )
         tuned = index.effort  # type: ignore[attr-defined]
         efforts = sorted({max(1, round(tuned * factor)) for factor in (1 / 4, 1 / 2, 1, 2, 4)})
@@ -156,7 +161,7 @@ class Faiss(Contender):
     module = "faiss"
 
     def make(self, given: Given) -> tuple[Any, list[tuple[str, Any]]]:
-        index = faiss.IndexFlatIP(DIM)
+        index = faiss.IndexFlatIP(given.base.shape[1])
         index.add(given.base)
         return index, [("all", None)]
 
@@ -175,7 +180,7 @@ class Faiss(Contender):
 
 class FaissHnsw(Faiss):
     def make(self, given: Given) -> tuple[Any, list[tuple[str, Any]]]:
-        index = faiss.IndexHNSWFlat(DIM, 32, faiss.METRIC_INNER_PRODUCT)
+        index = faiss.IndexHNSWFlat(given.base.shape[1], 32, faiss.METRIC_INNER_PRODUCT)
         index.add(given.base)
         return index, [(f"efSearch {e}", faiss.SearchParametersHNSW(efSearch=e)) for e in EFFORTS]
 
@@ -195,13 +200,13 @@ class Autofaiss(Faiss):
 class Usearch(Contender):
     module = "usearch"
 
-    def _empty(self) -> Any:
+    def _empty(self, dim: int) -> Any:
         from usearch.index import Index
 
-        return Index(ndim=DIM, metric="ip", dtype="f16", connectivity=32, expansion_add=40)
+        return Index(ndim=dim, metric="ip", dtype="f16", connectivity=32, expansion_add=40)
 
     def build(self, given: Given) -> Built:
-        index = self._empty()
+        index = self._empty(given.base.shape[1])
         index.add(np.arange(len(given.base)), given.base)
 
         def searcher(effort: int) -> Callable[[Floats], NDArray[np.int64]]:
@@ -217,8 +222,9 @@ class Usearch(Contender):
         return Built(points, lambda path: index.save(str(path)), {})
 
     def reopen(self, path: Path) -> Callable[[Floats], Any]:
-        opened = self._empty()
-        opened.view(str(path))
+        from usearch.index import Index
+
+        opened = Index.restore(str(path), view=True)
         return lambda queries: opened.search(queries, K, threads=1)
 
 
@@ -266,7 +272,7 @@ def filtered(path: Path, base: Floats, asked: dict[str, tuple[Floats, Any]]) -> 
         if kept > len(base):
             continue
         allowed = np.sort(np.random.default_rng(kept).choice(len(base), kept, replace=False))
-        exact = faiss.IndexFlatIP(DIM)
+        exact = faiss.IndexFlatIP(base.shape[1])
         exact.add(base[allowed])
         row = {}
         for kind, (queries, _) in asked.items():
@@ -315,7 +321,7 @@ def recall(found: NDArray[np.int64], right: NDArray[np.int64]) -> float:
 def at_equal_recall(figures: dict[str, Any]) -> dict[str, Any]:
     """Return the p50 each index needs for a recall, between its settings by straight lines."""
     needed: dict[str, Any] = {}
-    for kind in ("images", "texts"):
+    for kind in ("own", "others"):
         for target in (0.97, 0.98, 0.99, 0.995):
             row = needed.setdefault(kind, {}).setdefault(str(target), {})
             for name, result in figures.items():
@@ -362,7 +368,8 @@ def draw(figures: dict[str, Any], path: Path) -> None:
         return
     figure = Figure(figsize=(9, 4), layout="constrained")
     FigureCanvasAgg(figure)
-    for axes, kind in zip(figure.subplots(1, 2, sharey=True), ("images", "texts"), strict=True):
+    kinds = figures["p50_ms_at_recall"]
+    for axes, kind in zip(figure.subplots(1, 2, sharey=True), kinds, strict=True):
         for name, result in figures["indexes"].items():
             points = [row[kind] for row in result["settings"]]
             axes.plot(
@@ -371,11 +378,45 @@ def draw(figures: dict[str, Any], path: Path) -> None:
                 marker=".",
                 label=name,
             )
-        axes.set(xscale="log", xlabel="p50 of one query, ms", title=f"asked with {kind}")
+        axes.set(xscale="log", xlabel="p50 of one query, ms", title=f"queries: {kind}")
+        axes.set_ylim(0.9, 1.002)
         axes.grid(alpha=0.3)
     figure.axes[0].set(ylabel="recall@10")
     figure.axes[1].legend(fontsize="small")
     figure.savefig(path, dpi=120, metadata={"Software": None})
+
+
+def synthetic(options: argparse.Namespace) -> tuple[Given, Floats, dict[str, Floats]]:
+    """Return what to build, vectors to add later, and queries of two kinds."""
+    mixture = Mixture(seed=7)
+    given = Given(mixture.images(options.vectors, 1), mixture.texts(1000, 5), options.recall)
+    queries = {
+        "own": mixture.images(options.queries, 2),
+        "others": mixture.texts(options.queries, 2),
+    }
+    return given, mixture.images(min(10_000, options.vectors // 10), 3), queries
+
+
+def encoded(
+    folder: Path, files: list[Path], options: argparse.Namespace
+) -> tuple[Given, Floats, dict[str, Floats]]:
+    """Return the same of captions and pictures, as `compact` sees them."""
+    encoder = mmsearch.load_encoder()
+    captions: dict[str, None] = {}
+    for file in files:
+        for line in file.read_text(encoding="utf-8").splitlines():
+            fields = line.split("\t")
+            captions[fields[1] if len(fields) > 1 else fields[0]] = None
+    generator = np.random.default_rng(7)
+    vectors = encoder.encode_texts([*captions])
+    vectors = vectors[generator.permutation(len(vectors))]
+    paths = sorted(folder.rglob("*.jpg"))
+    chosen = generator.choice(len(paths), min(len(paths), options.queries + 1000), replace=False)
+    pictures = encoder.encode_images([paths[i] for i in chosen])
+    asked, new = options.queries, len(vectors) // 20
+    own, added, base = np.split(vectors, [asked, asked + new])
+    given = Given(np.ascontiguousarray(base), pictures[asked:], options.recall)
+    return given, added, {"own": own, "others": pictures[:asked]}
 
 
 def main() -> None:
@@ -384,22 +425,27 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=500)
     parser.add_argument("--recall", type=float, default=0.99)
     parser.add_argument("--only", nargs="*", choices=[*CONTENDERS], default=[*CONTENDERS])
+    parser.add_argument("--pictures", type=Path, help="a folder of pictures to ask with")
+    parser.add_argument("--captions", type=Path, nargs="*", help="TSV with captions, or lines")
     parser.add_argument("--reopen", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.reopen:
-        name, path, queries = options.reopen
-        print(json.dumps(reopened(name, Path(path), Path(queries))))
+        name, path, rows = options.reopen
+        print(json.dumps(reopened(name, Path(path), Path(rows))))
         return
-    mixture = Mixture(seed=7)
-    given = Given(mixture.images(options.vectors, 1), mixture.texts(1000, 5), options.recall)
-    exact = faiss.IndexFlatIP(DIM)
+    if options.pictures:
+        given, new, queries = encoded(options.pictures, options.captions, options)
+    else:
+        given, new, queries = synthetic(options)
+    exact = faiss.IndexFlatIP(given.base.shape[1])
     exact.add(given.base)
-    asked = {}
-    for kind, make in (("images", mixture.images), ("texts", mixture.texts)):
-        rows = make(options.queries, 2)
-        asked[kind] = (rows, exact.search(rows, K)[1])
+    asked = {kind: (rows, exact.search(rows, K)[1]) for kind, rows in queries.items()}
     del exact
-    figures: dict[str, Any] = {"vectors": options.vectors, "dim": DIM, "left out": []}
+    figures: dict[str, Any] = {
+        "vectors": len(given.base),
+        "dim": given.base.shape[1],
+        "left out": [],
+    }
     results: dict[str, Any] = {}
     for name in options.only:
         contender = CONTENDERS[name]
@@ -413,10 +459,10 @@ def main() -> None:
         seconds = time.perf_counter() - started
         print(f"{name}: built in {seconds:.1f} s", file=sys.stderr)
         with tempfile.TemporaryDirectory() as folder:
-            path, queries = Path(folder) / "index", Path(folder) / "queries.npy"
+            path, rows = Path(folder) / "index", Path(folder) / "queries.npy"
             built.save(path)
-            np.save(queries, np.concatenate([rows for rows, _ in asked.values()]))
-            command = [sys.executable, __file__, "--reopen", name, str(path), str(queries)]
+            np.save(rows, np.concatenate([*queries.values()]))
+            command = [sys.executable, __file__, "--reopen", name, str(path), str(rows)]
             again = subprocess.run(command, check=True, stdout=subprocess.PIPE)
             results[name] = {
                 "build_s": round(seconds, 1),
@@ -427,12 +473,12 @@ def main() -> None:
             }
             if name == "mmsearch":
                 figures["filtered"] = filtered(path, given.base, asked)
-                added = mixture.images(min(10_000, options.vectors // 10), 3)
-                figures["changed"] = changed(path, given.base, added, asked["texts"][0])
+                figures["changed"] = changed(path, given.base, new, queries["others"])
         del built
     figures |= {"p50_ms_at_recall": at_equal_recall(results), "indexes": results}
-    write_report("index", figures, seed=7)
-    draw(figures, RESULTS / "index.png")
+    name = "index_encoded" if options.pictures else "index"
+    write_report(name, figures, seed=7)
+    draw(figures, RESULTS / f"{name}.png")
 
 
 if __name__ == "__main__":
