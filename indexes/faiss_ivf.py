@@ -30,7 +30,7 @@ CODES = {"ivf-rabitq": faiss.IndexIVFRaBitQ, "ivf-sq8": faiss.IndexIVFScalarQuan
 QUERY_BITS = 8
 """RaBitQ compares codes with queries of so many bits a coordinate; unrounded ones cost 20 times."""
 
-STRIDES = (4, 4, 4, 4, 2, 2, 2, 1, 1)
+STRIDES = (4, 4, 4, 2, 2, 1)
 """Centroids find their place among a part of the sample, and settle among all of it."""
 FEWEST_PER_LIST = 8
 
