@@ -28,6 +28,7 @@ __all__ = [
     "base_of",
     "build",
     "grow",
+    "merged",
     "open",
     "outgrown",
     "search_of",
@@ -120,11 +121,25 @@ def grow(path: Path, changed: NDArray[np.int64], ids: ArrayLike, vectors: ArrayL
     grown = index if isinstance(index, GrownIndex) else GrownIndex(index, path)
     grown.remove(changed)
     grown.add(ids, vectors)
-    if not grown.worth_merging:
-        return grown
+    return grown
+
+
+def merged(index: VectorIndex) -> VectorIndex:
+    """Return an index without the changes that lie beside its base; itself where they are few.
+
+    It takes a copy of all, so it is nothing to do while somebody waits for an answer. The one given
+    is used up.
+
+    Raises:
+        IndexFileError: its file is damaged.
+    """
+    from mmsearch.indexes.grown import GrownIndex
+
+    if not isinstance(index, GrownIndex) or not index.worth_merging:
+        return index
     # What rotted must not get a new checksum.
-    grown.check()
-    return grown.merged()
+    index.check()
+    return index.merged()
 
 
 def outgrown(index: VectorIndex) -> bool:

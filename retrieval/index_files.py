@@ -72,14 +72,15 @@ class IndexFiles:
                 logger.warning("%s; making it anew from the catalog", error)
                 self._discard(path)
                 index = None
-            if index is not None and not (thorough and indexes.outgrown(index)):
-                return index
+        current = index is not None
         if index is None:
             index = self._grown(target, row, thorough=thorough)
         if index is None or (thorough and indexes.outgrown(index)):
             return self.build(target, row, train=thorough, progress=progress)
-        self._save(index, path, target)
-        return index
+        settled = indexes.merged(index) if thorough else index
+        if not current or settled is not index:
+            self._save(settled, path, target)
+        return settled
 
     def build(
         self,

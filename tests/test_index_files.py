@@ -122,6 +122,26 @@ def test_whatever_happens_to_the_catalog_the_index_tells_the_same(
         assert isinstance(opened(library), GrownIndex)
 
 
+def test_a_query_never_waits_for_a_merge_and_the_next_run_makes_up_for_it(
+    library: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(grown, "MERGED_FROM", 2)
+    monkeypatch.setattr(grown, "MERGED_SHARE", 0)
+    opened(library)
+    for i in range(4):
+        put(library, 500 + i, clusters(1, 20 + i)[0])
+    for _ in range(2):
+        index = opened(library)
+        assert isinstance(index, GrownIndex)
+        assert index.worth_merging
+        assert len(names(library)) == 2
+    index = opened(library, thorough=True)
+    assert isinstance(index, FaissIndex)
+    assert_current(library, index)
+    assert len(names(library)) == 1
+    assert_current(library, opened(library))
+
+
 def test_changes_that_were_forgotten_are_not_missed(library: Library) -> None:
     opened(library)
     put(library, 400, clusters(1, 30)[0])
