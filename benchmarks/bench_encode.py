@@ -3,7 +3,7 @@
 On a machine with more cores than wanted, start it with `taskset`: ONNX Runtime takes as many
 threads as there are cores.
 
-usage: python bench_encode.py PHOTOS CAPTIONS.tsv [--model compact] [--runs 200]
+usage: python bench_encode.py PHOTOS CAPTIONS.tsv [--model compact] [--runs 100]
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("photos", type=Path)
     parser.add_argument("captions", type=Path)
     parser.add_argument("--model", default="compact")
-    parser.add_argument("--runs", type=int, default=200)
+    parser.add_argument("--runs", type=int, default=100)
     options = parser.parse_args()
     encoder = load_encoder(options.model)
     pairs = read_pairs(options.captions)
