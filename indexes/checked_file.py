@@ -7,17 +7,21 @@
 
 A torn file has no ending. Rot is found by the block: what is small is checked on opening, rows when
 they first decide an answer (a block holds whole rows, so that this reads little), everything by
-`check_all`. What is checked is the mapped memory itself, so it is what was used.
+`check_all`. It is read by itself, not through a map: the pages are the same, and a map of its own
+would count as memory of the process.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import struct
+import weakref
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
@@ -127,8 +131,9 @@ class CheckedFile:
             raise IndexFileError(f"{path} is damaged: its tables do not fit its content")
         cuts = np.cumsum(counts)[:-1]
         self._tables = list(zip(sections, np.split(table, cuts), strict=True))
-        self._content: NDArray[np.uint8] | None = None
         self._seen: NDArray[np.bool_] | None = None
+        self._descriptor: int | None = None
+        self._reading = Lock()
 
     def check_on_opening(self, most: int | None = CHECKED_ON_OPENING) -> None:
         """Check what opening can afford to.
@@ -166,23 +171,38 @@ class CheckedFile:
         if self._seen is None:
             self._seen = np.zeros(len(table), dtype=np.bool_)
         blocks = rows // (size // self.rows.length)
-        for block in set(blocks[~self._seen[blocks]].tolist()):
+        unseen = np.unique(blocks[~self._seen[blocks]])
+        if len(unseen) == 0:
+            return
+        for block in unseen.tolist():
             at = start + block * size
-            self._check_block(at, min(at + size, stop), table, block)
-            self._seen[block] = True
+            self._check_block(at, min(at + size, stop), table[block])
+        self._seen[unseen] = True
 
     def _check_section(self, number: int) -> None:
         (start, stop, size), table = self._tables[number]
-        for block, at in enumerate(range(start, stop, size)):
-            self._check_block(at, min(at + size, stop), table, block)
+        for crc, at in zip(table, range(start, stop, size), strict=True):
+            self._check_block(at, min(at + size, stop), crc)
         if number == 1:
             self._seen = np.ones(len(table), dtype=np.bool_)
 
-    def _check_block(self, start: int, stop: int, table: NDArray[np.uint32], block: int) -> None:
-        if self._content is None:
-            self._content = np.memmap(self.path, np.uint8, "r", shape=(self.length,))
-        if zlib.crc32(self._content[start:stop].data) != int(table[block]):
+    def _check_block(self, start: int, stop: int, crc: np.uint32) -> None:
+        try:
+            found = zlib.crc32(self._read(start, stop - start))
+        except OSError as error:
+            raise IndexFileError(f"{self.path} cannot be read: {error.strerror}") from error
+        if found != int(crc):
             raise IndexFileError(f"{self.path} is damaged between bytes {start:,} and {stop:,}")
+
+    def _read(self, start: int, length: int) -> bytes:
+        with self._reading:
+            if self._descriptor is None:
+                # Kept: whoever makes the next index may delete this file while it is in use.
+                binary = getattr(os, "O_BINARY", 0)
+                self._descriptor = os.open(self.path, os.O_RDONLY | binary)
+                weakref.finalize(self, os.close, self._descriptor)
+            os.lseek(self._descriptor, start, os.SEEK_SET)
+            return os.read(self._descriptor, length)
 
 
 def _sections(length: int, rows: Rows | None) -> Iterator[tuple[int, int, int]]:

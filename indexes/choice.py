@@ -266,15 +266,22 @@ def _tune(
             break  # a search would compare everything
         index.shortlist = shortlist
         # A longer shortlist never needs more effort than a shorter one did.
-        for effort in efforts:
+        before = 0.0
+        for left, effort in zip(range(len(efforts) - 1, -1, -1), efforts, strict=True):
             index.effort = effort
-            if min(_recall(index, *pair) for pair in asked.values()) >= needed:
+            recall = min(_recall(index, *pair) for pair in asked.values())
+            if recall >= needed:
                 hardest = asked["others"][0]
                 took = float(np.median(_times(index, hardest)))
                 if best is None or took < best[0]:
                     best = took, effort, shortlist
                 efforts = [e for e in efforts if e <= effort]
                 break
+            # Each step gains less than the one before, but for the first, which all look into as
+            # many lists as the shortlist takes to fill.
+            if recall > before and recall + left * (recall - before) < needed:
+                break
+            before = recall
     progress(len(index.shortlists), len(index.shortlists))
     if best is None:
         logger.warning("no setting reaches a recall of %s; every vector is compared", target)

@@ -361,6 +361,19 @@ def test_rot_in_a_large_file_is_noticed_before_it_decides_an_answer(
         indexes.open(path)
 
 
+@pytest.mark.skipif(os.name == "nt", reason="a file that is mapped cannot be deleted there")
+def test_a_file_that_was_deleted_meanwhile_is_still_read_and_checked(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checked_file, "SMALL", 0)
+    path = tmp_path / "index"
+    path.write_bytes(saved.read_bytes())
+    index = opened(path)
+    path.unlink()
+    assert index.search(BASE[2_000], 1).ids.tolist() == [[IDS[2_000]]]
+    index.check()
+
+
 SAVER = """
 import os, sys
 from pathlib import Path
