@@ -7,7 +7,8 @@ CPU, decoding and embedding share the same cores: `shared` is the rate that both
 if nothing else took any time. Then the peak memory of indexing few and many small pictures, each in
 a process of its own, and how far reduced-scale decoding moves an embedding.
 
-usage: python bench_ingest.py PHOTOS [--n 2000] [--rounds 3] [--memory 1000 10000] [--only-memory]
+usage: python bench_ingest.py PHOTOS [--n 2000] [--rounds 3] [--memory 1000 10000]
+                              [--only rates]
 """
 
 from __future__ import annotations
@@ -209,7 +210,7 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument(
-        "--only-memory", action="store_true", help="keep the other figures as they are"
+        "--only", choices=["rates", "memory"], help="measure this and keep the other figures"
     )
     parser.add_argument("--memory", type=int, nargs=2, default=[1000, 10_000])
     options = parser.parse_args()
@@ -218,15 +219,15 @@ def main() -> None:
         raise SystemExit(f"{options.photos} holds no JPEG files")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        if options.only_memory:
-            figures = json.loads((RESULTS / "ingest.json").read_text())["figures"]
-        else:
+        figures = (
+            json.loads((RESULTS / "ingest.json").read_text())["figures"] if options.only else {}
+        )
+        if options.only != "memory":
             large = make_photos(sources, folder / "large", options.n, LARGE)
-            figures = {
-                "rates": measure_rates(large, options.rounds),
-                "cosine_of_reduced_and_whole": measure_cosines(sources, large[: len(sources)]),
-            }
-        figures["memory"] = measure_memory(sources, folder, options.memory)
+            figures["rates"] = measure_rates(large, options.rounds)
+            figures["cosine_of_reduced_and_whole"] = measure_cosines(sources, large[: len(sources)])
+        if options.only != "rates":
+            figures["memory"] = measure_memory(sources, folder, options.memory)
     write_report("ingest", figures, seed=0)
 
 
