@@ -12,6 +12,7 @@ import numpy as np
 from mmsearch.indexes.base import IndexFileError, Neighbors, VectorIndex, replacing
 from mmsearch.indexes.checked_file import CheckedFile, seal
 from mmsearch.indexes.faiss_rows import (
+    BLOCK_ROWS,
     IdMap,
     bitmap_of,
     codes_of,
@@ -21,8 +22,8 @@ from mmsearch.indexes.faiss_rows import (
     one_thread_for_one,
     place_of_rows,
     read,
+    refine,
     scan,
-    scan_some,
     write,
 )
 
@@ -39,6 +40,8 @@ QUERY_BITS = 8
 """RaBitQ compares codes with queries of so many bits a coordinate; unrounded ones cost 20 times."""
 EXACT_AMONG = 50_000
 """Up to so many allowed ids, all of them are compared: a few milliseconds."""
+SAMPLED = 50_000
+"""Vectors that set the range of eight-bit codes where one-bit ones were trained."""
 K = 10
 """What shortlists are measured for; they grow with `k` beyond."""
 
@@ -116,7 +119,7 @@ class IvfIndex(VectorIndex):
 
     def save(self, path: Path) -> None:
         """Write one file with checksums, replacing what was there in one step."""
-        self._close_gaps()
+        self.close_gaps()
         facts = {
             "kind": self.kind,
             "lists": self.lists,
@@ -207,22 +210,81 @@ class IvfIndex(VectorIndex):
         effort: int | None,
         among: NDArray[np.int64] | None,
     ) -> Neighbors:
-        effort = self.effort if effort is None else max(1, effort)
         allowed = self._allowed(among)
         n = len(self) if allowed is None else len(allowed)
+        reach = self.reach(k, effort, n)
+        with one_thread_for_one(len(queries)):
+            if reach is None or (among is not None and n <= EXACT_AMONG):
+                return self._neighbors(*scan(self._flat, queries, k, self._living(allowed)))
+            candidates = self._through_lists(queries, *reach, allowed)
+            return self._neighbors(
+                *refine(self._flat, queries, k, candidates, lambda: self._living(allowed))
+            )
+
+    def reach(self, k: int, effort: int | None, n: int) -> tuple[int, int] | None:
+        """Return how many lists a search looks into and how many vectors it then compares.
+
+        Args:
+            k: how many answers.
+            effort: as in `search`.
+            n: how many vectors may be among the answers.
+
+        Returns:
+            None where all vectors are to be compared.
+        """
+        effort = self.effort if effort is None else max(1, effort)
         growth = max(1.0, effort / self.effort) * max(1.0, k / K)
         shortlist = max(k, round(self.shortlist * growth))
         # Enough lists to fill the shortlist, were they all alike and the allowed spread evenly.
         effort = max(effort, -(-2 * shortlist * self.lists // max(1, n)))
+        return None if effort >= self.lists or 4 * shortlist >= n else (effort, shortlist)
+
+    @property
+    def content(self) -> str | None:
+        """What is the same in files of the same content; None for an index in memory."""
+        return None if self._file is None else self._file.facts["content"]
+
+    def vectors(self, start: int, stop: int) -> NDArray[np.float32]:
+        """Return the vectors of rows, `float32[n, dim]`; removed ones too, see `close_gaps`."""
+        return self._flat.reconstruct_n(start, stop - start)  # type: ignore[no-any-return]
+
+    def refined(
+        self, queries: NDArray[np.float32], k: int, candidates: NDArray[np.int64]
+    ) -> Neighbors:
+        """Return the best `k` of each query's own candidates, `int64[q, c]` rows."""
         with one_thread_for_one(len(queries)):
-            if (
-                effort >= self.lists
-                or 4 * shortlist >= n
-                or (among is not None and n <= EXACT_AMONG)
-            ):
-                scores, rows = scan(self._flat, queries, k, self._living(allowed))
-            else:
-                scores, rows = self._through_lists(queries, k, effort, shortlist, allowed)
+            return self._neighbors(
+                *refine(self._flat, queries, k, candidates, lambda: self._living(None))
+            )
+
+    def lists_of_bytes(self, vectors: Callable[[int, int], NDArray[np.float32]]) -> Any:  # noqa: ANN401
+        """Return FAISS's lists of eight-bit codes: the index's own, or others of the same rows.
+
+        Others take a byte a coordinate of memory; centroids, and which rows a list holds, are the
+        same.
+
+        Args:
+            vectors: `self.vectors`, or what calls it.
+        """
+        if self.kind == "ivf-sq8":
+            return self._lists
+        centroids = self._lists.quantizer.reconstruct_n(0, self.lists)
+        sample = np.arange(0, len(self._ids), max(1, len(self._ids) // SAMPLED))
+        trained = self._flat.reconstruct_batch(sample)
+        coded = IvfIndex(self.dim, centroids, trained, kind="ivf-sq8")._lists
+        list_of = np.full(len(self._ids), -1, dtype=np.int64)
+        for i in range(self.lists):
+            size = self._lists.invlists.list_size(i)
+            if size:
+                list_of[faiss.rev_swig_ptr(self._lists.invlists.get_ids(i), size)] = i
+        # In the order of rows, not of lists: a map of a file is read from its beginning to its end.
+        for start in range(0, len(self._ids), BLOCK_ROWS):
+            rows = np.arange(start, min(start + BLOCK_ROWS, len(self._ids)))
+            given = vectors(start, start + len(rows)), rows, list_of[rows]
+            coded.add_core(len(rows), *map(faiss.swig_ptr, given))
+        return coded
+
+    def _neighbors(self, scores: NDArray[np.float32], rows: NDArray[np.int64]) -> Neighbors:
         if self._file is not None and self._file.rows is not None:
             self._file.check_rows(rows[rows >= 0])
         return Neighbors(np.where(rows < 0, -1, self._ids[rows]), scores)
@@ -230,11 +292,10 @@ class IvfIndex(VectorIndex):
     def _through_lists(
         self,
         queries: NDArray[np.float32],
-        k: int,
         effort: int,
         shortlist: int,
         allowed: NDArray[np.int64] | None,
-    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    ) -> NDArray[np.int64]:
         settings: dict[str, Any] = {"nprobe": effort}
         if allowed is not None:
             bits = bitmap_of(allowed, len(self._ids))
@@ -245,18 +306,7 @@ class IvfIndex(VectorIndex):
         else:
             parameters = faiss.SearchParametersIVF(**settings)
         _, candidates = self._lists.search(queries, shortlist, params=parameters)
-        scores = np.empty((len(queries), k), dtype=np.float32)
-        rows = np.empty((len(queries), k), dtype=np.int64)
-        with one_thread_for_one(1):
-            for i, found in enumerate(candidates):
-                # Upper bound: a list damaged on disk may hold any number.
-                known = found[(found >= 0) & (found < len(self._ids))]
-                query = queries[i : i + 1]
-                if len(known) >= k:
-                    scores[i], rows[i] = scan_some(self._flat, query, k, known)
-                else:
-                    scores[i], rows[i] = scan(self._flat, query, k, self._living(allowed))
-        return scores, rows
+        return candidates  # type: ignore[no-any-return]
 
     def _allowed(self, among: NDArray[np.int64] | None) -> NDArray[np.int64] | None:
         return None if among is None else self._rows_of(among)
@@ -278,7 +328,7 @@ class IvfIndex(VectorIndex):
             self._ids = np.array(self._ids)
             self._attach(self.kind)
 
-    def _close_gaps(self) -> None:
+    def close_gaps(self) -> None:
         """Drop the vectors of removed ids and number the others anew, in the lists too."""
         if not self._removed:
             return
