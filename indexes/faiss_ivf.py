@@ -77,13 +77,7 @@ class IvfIndex(VectorIndex):
             kind: how vectors are coded in the lists.
         """
         super().__init__(dim)
-        quantizer = faiss.IndexFlatIP(dim)
-        quantizer.add(centroids)
-        arguments: tuple[Any, ...] = (quantizer, dim, len(centroids))
-        if kind == "ivf-sq8":
-            arguments = (*arguments, faiss.ScalarQuantizer.QT_8bit)
-        lists = CODES[kind](*arguments, faiss.METRIC_INNER_PRODUCT)
-        lists.train(sample)
+        lists = _empty_lists(centroids, sample, kind)
         self._index: Any = faiss.IndexRefine(lists, half_precision(dim))
         self._index.is_trained = True
         self._ids = np.empty(0, dtype=np.int64)
@@ -271,7 +265,7 @@ class IvfIndex(VectorIndex):
         centroids = self._lists.quantizer.reconstruct_n(0, self.lists)
         sample = np.arange(0, len(self._ids), max(1, len(self._ids) // SAMPLED))
         trained = self._flat.reconstruct_batch(sample)
-        coded = IvfIndex(self.dim, centroids, trained, kind="ivf-sq8")._lists
+        coded = _empty_lists(centroids, trained, "ivf-sq8")
         list_of = np.full(len(self._ids), -1, dtype=np.int64)
         for i in range(self.lists):
             size = self._lists.invlists.list_size(i)
@@ -349,6 +343,22 @@ class IvfIndex(VectorIndex):
         self._lists.ntotal = self._index.ntotal = len(living)
         self._ids = self._ids[living]
         self._removed = 0
+
+
+def _empty_lists(
+    centroids: NDArray[np.float32],
+    sample: NDArray[np.float32],
+    kind: Kind,
+) -> Any:  # noqa: ANN401
+    dim = centroids.shape[1]
+    quantizer = faiss.IndexFlatIP(dim)
+    quantizer.add(centroids)
+    arguments: tuple[Any, ...] = (quantizer, dim, len(centroids))
+    if kind == "ivf-sq8":
+        arguments = (*arguments, faiss.ScalarQuantizer.QT_8bit)
+    lists = CODES[kind](*arguments, faiss.METRIC_INNER_PRODUCT)
+    lists.train(sample)
+    return lists
 
 
 def train(
