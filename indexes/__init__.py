@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from mmsearch.indexes.base import IndexFileError, Neighbors, VectorIndex
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
     from typing import Any
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from mmsearch.indexes.choice import Choice
     from mmsearch.indexes.faiss import FaissIndex
     from mmsearch.indexes.faiss_approximate import ApproximateIndex
+    from mmsearch.indexes.faiss_devices import Form
     from mmsearch.indexes.grown import GrownIndex
 
     Progress = Callable[[str, int, int], None]
@@ -27,12 +28,16 @@ __all__ = [
     "VectorIndex",
     "base_of",
     "build",
+    "gpu_bytes",
+    "gpus",
     "grow",
     "merged",
     "open",
     "outgrown",
+    "pays_on_gpu",
     "search_of",
     "settings_of",
+    "to_gpu",
 ]
 
 
@@ -140,6 +145,67 @@ def merged(index: VectorIndex) -> VectorIndex:
     # What rotted must not get a new checksum.
     index.check()
     return index.merged()
+
+
+def to_gpu(
+    index: VectorIndex,
+    devices: Sequence[str] | None = None,
+    *,
+    memory_bytes: int | None = None,
+    wait: bool = True,
+    instead_of: VectorIndex | None = None,
+) -> VectorIndex:
+    """Copy an opened index to GPUs; what is returned answers as it does, faster.
+
+    A flat index, and one with lists of one-bit codes if its `float16[n, dim]` vectors fit, is
+    compared as a whole on the GPU (`exact` is true then); other lists become lists of eight-bit
+    codes there, whose candidates are compared exactly on the CPU. With several GPUs each holds a
+    part. What is returned may be searched by several threads, and `close` gives the GPU back.
+    Where memory does not suffice, or ends later, one warning is logged and the CPU answers.
+
+    Args:
+        index: what `open` or `build` returned; taken over. An empty one is returned as it is.
+        devices: names such as `cuda:0`; all GPUs that FAISS sees if not given.
+        memory_bytes: what the copy may take on all of them together; 90 % of what is free if not
+            given.
+        wait: False to return at once; the CPU answers until the copy is there.
+        instead_of: what `to_gpu` returned before and this takes the place of. It is closed, unless
+            its copy is of the same vectors and serves on.
+
+    Raises:
+        ValueError: FAISS sees no GPU, or not those; or the index is of another kind.
+        RuntimeError: something else than memory failed on the GPU, and `wait` is true.
+    """
+    from mmsearch.indexes import faiss_gpu
+    from mmsearch.indexes.faiss_devices import Devices
+
+    return faiss_gpu.to_gpu(
+        index, Devices(devices), memory_bytes=memory_bytes, wait=wait, instead_of=instead_of
+    )
+
+
+def gpus() -> list[str]:
+    """Return the names of all GPUs that FAISS can use, such as `cuda:0`."""
+    from mmsearch.indexes import faiss_devices
+
+    return faiss_devices.gpus()
+
+
+def gpu_bytes(n: int, dim: int, form: Form) -> int:
+    """Return what `n` vectors take on a GPU as `flat` or `ivf-sq8`, FAISS's workspace aside."""
+    from mmsearch.indexes import faiss_devices
+
+    return faiss_devices.gpu_bytes(n, dim, form)
+
+
+def pays_on_gpu(n: int, dim: int, queries: int) -> bool:
+    """Say whether so many queries, one after the other, are worth a copy of `n` vectors on a GPU.
+
+    One query never is; a thousand are from about 170,000 vectors of 512 on.
+    """
+    from mmsearch.indexes import faiss_devices
+
+    return faiss_devices.pays_on_gpu(n, dim, queries)
 
 
 def outgrown(index: VectorIndex) -> bool:

@@ -69,6 +69,9 @@ class VectorIndex(ABC):
     def ids(self) -> NDArray[np.int64]:
         """`int64[n]`: the ids of all vectors, in no particular order."""
 
+    def close(self) -> None:  # noqa: B027 (most hold nothing)
+        """Give back what the index holds beside memory; it goes on answering."""
+
     def has(self, ids: ArrayLike) -> NDArray[np.bool_]:
         """Say of each id whether a vector stands under it."""
         return np.isin(np.asarray(ids, dtype=np.int64), self.ids)

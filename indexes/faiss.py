@@ -18,6 +18,7 @@ from mmsearch.indexes.faiss_rows import (
     one_thread_for_one,
     place_of_rows,
     read,
+    refine,
     scan,
     write,
 )
@@ -102,9 +103,27 @@ class FaissIndex(VectorIndex):
     def _flat(self) -> Any:  # noqa: ANN401
         return faiss.downcast_index(self._index.index)
 
-    def vectors(self) -> NDArray[np.float32]:
-        """Return all vectors, `float32[n, dim]`, in the order of `ids`."""
-        return self._flat.reconstruct_n(0, len(self))  # type: ignore[no-any-return]
+    @property
+    def rows(self) -> int:
+        """How many rows there are: one for each vector."""
+        return len(self)
+
+    @property
+    def content(self) -> str | None:
+        """What is the same in files of the same content; None for an index in memory."""
+        return None if self._file is None else self._file.facts["content"]
+
+    def vectors(self, start: int = 0, stop: int | None = None) -> NDArray[np.float32]:
+        """Return the vectors of rows, `float32[n, dim]`; all of them, in the order of `ids`."""
+        stop = len(self) if stop is None else stop
+        return self._flat.reconstruct_n(start, stop - start)  # type: ignore[no-any-return]
+
+    def refined(
+        self, queries: NDArray[np.float32], k: int, candidates: NDArray[np.int64]
+    ) -> Neighbors:
+        """Return the best `k` of each query's own candidates, `int64[q, c]` rows."""
+        with one_thread_for_one(len(queries)):
+            return self._neighbors(*refine(self._flat, queries, k, candidates))
 
     def check(self) -> None:
         """Check every byte of the file that was opened.
@@ -131,13 +150,14 @@ class FaissIndex(VectorIndex):
         effort: int | None,
         among: NDArray[np.int64] | None,
     ) -> Neighbors:
-        n = len(self)
-        ids = faiss.rev_swig_ptr(self._index.id_map.data(), n)
         allowed = None if among is None else self._rows_of(among)
         with one_thread_for_one(len(queries)):
-            scores, rows = scan(self._flat, queries, k, allowed)
+            return self._neighbors(*scan(self._flat, queries, k, allowed))
+
+    def _neighbors(self, scores: NDArray[np.float32], rows: NDArray[np.int64]) -> Neighbors:
         if self._file is not None and self._file.rows is not None:
             self._file.check_rows(rows[rows >= 0])
+        ids = faiss.rev_swig_ptr(self._index.id_map.data(), len(self))
         return Neighbors(np.where(rows < 0, -1, ids[rows]), scores)
 
     def _remove(self, ids: NDArray[np.int64]) -> int:

@@ -19,6 +19,7 @@ from mmsearch.indexes.faiss_rows import (
     one_thread_for_one,
     place_of_rows,
     read,
+    refine,
     scan,
     write,
 )
@@ -112,13 +113,18 @@ class ApproximateIndex(VectorIndex):
         return self._ids[self._ids >= 0] if self._removed else np.asarray(self._ids)
 
     @property
+    def rows(self) -> int:
+        """How many rows there are, those of removed vectors among them."""
+        return len(self._ids)
+
+    @property
     def wasted(self) -> float:
         """Share (0 to 1) of rows whose vector was removed."""
         return self._removed / max(1, len(self._ids))
 
     def save(self, path: Path) -> None:
         """Write one file with checksums, replacing what was there in one step."""
-        self._close_gaps()
+        self.close_gaps()
         facts = {
             "kind": self.kind,
             "effort": self.effort,
@@ -202,8 +208,29 @@ class ApproximateIndex(VectorIndex):
         """Have no search find these rows any more, as far as the index itself can."""
 
     @abstractmethod
-    def _close_gaps(self) -> None:
+    def close_gaps(self) -> None:
         """Drop the rows of removed vectors, where that can be done."""
+
+    @property
+    def content(self) -> str | None:
+        """What is the same in files of the same content; None for an index in memory."""
+        return None if self._file is None else self._file.facts["content"]
+
+    def vectors(self, start: int, stop: int) -> NDArray[np.float32]:
+        """Return the vectors of rows, `float32[n, dim]`; removed ones too, see `close_gaps`."""
+        return self._flat.reconstruct_n(start, stop - start)  # type: ignore[no-any-return]
+
+    def refined(
+        self, queries: NDArray[np.float32], k: int, candidates: NDArray[np.int64]
+    ) -> Neighbors:
+        """Return the best `k` of each query's own candidates, `int64[q, c]` rows."""
+        if self._removed:
+            gone = (candidates >= 0) & (self._ids[candidates] < 0)
+            candidates = np.where(gone, -1, candidates)
+        with one_thread_for_one(len(queries)):
+            return self._neighbors(
+                *refine(self._flat, queries, k, candidates, lambda: self._living(None))
+            )
 
     def _search(
         self,
@@ -218,7 +245,9 @@ class ApproximateIndex(VectorIndex):
         few = among is not None and n <= EXACT_AMONG
         with one_thread_for_one(len(queries)):
             found = None if few else self._approximately(queries, k, effort, allowed, n)
-            scores, rows = found or scan(self._flat, queries, k, self._living(allowed))
+            return self._neighbors(*found or scan(self._flat, queries, k, self._living(allowed)))
+
+    def _neighbors(self, scores: NDArray[np.float32], rows: NDArray[np.int64]) -> Neighbors:
         if self._file is not None and self._file.rows is not None:
             self._file.check_rows(rows[rows >= 0])
         return Neighbors(np.where(rows < 0, -1, self._ids[rows]), scores)

@@ -89,5 +89,5 @@ class HnswIndex(ApproximateIndex):
     def _forget(self, rows: NDArray[np.int64]) -> None:
         pass  # FAISS cannot take a vector out of the graph; what has no id is not returned.
 
-    def _close_gaps(self) -> None:
-        pass
+    def close_gaps(self) -> None:
+        """Do nothing: the graph leads through them."""

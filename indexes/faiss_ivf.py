@@ -13,12 +13,11 @@ import numpy as np
 from mmsearch.indexes.checked_file import CHECKED_ON_OPENING
 from mmsearch.indexes.faiss_approximate import ApproximateIndex, K, Kind
 from mmsearch.indexes.faiss_rows import (
+    BLOCK_ROWS,
     codes_of,
     half_precision,
     is_half_precision,
-    one_thread_for_one,
-    scan,
-    scan_some,
+    refine,
 )
 
 if TYPE_CHECKING:
@@ -30,6 +29,8 @@ CODES = {"ivf-rabitq": faiss.IndexIVFRaBitQ, "ivf-sq8": faiss.IndexIVFScalarQuan
 QUERY_BITS = 8
 """RaBitQ compares codes with queries of so many bits a coordinate; unrounded ones cost 20 times."""
 
+SAMPLED = 50_000
+"""Vectors that set the range of eight-bit codes where one-bit ones were trained."""
 STRIDES = (4, 4, 4, 2, 2, 1)
 """Centroids find their place among a part of the sample, and settle among all of it."""
 FEWEST_PER_LIST = 8
@@ -66,13 +67,7 @@ class IvfIndex(ApproximateIndex):
             kind: how vectors are coded in the lists.
         """
         super().__init__(dim)
-        quantizer = faiss.IndexFlatIP(dim)
-        quantizer.add(centroids)
-        arguments: tuple[Any, ...] = (quantizer, dim, len(centroids))
-        if kind == "ivf-sq8":
-            arguments = (*arguments, faiss.ScalarQuantizer.QT_8bit)
-        lists = CODES[kind](*arguments, faiss.METRIC_INNER_PRODUCT)
-        lists.train(sample)
+        lists = _empty_lists(centroids, sample, kind)
         index = faiss.IndexRefine(lists, half_precision(dim))
         index.is_trained = True
         self._take(kind, index)
@@ -110,13 +105,11 @@ class IvfIndex(ApproximateIndex):
         allowed: NDArray[np.int64] | None,
         n: int,
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]] | None:
-        growth = max(1.0, effort / self.effort) * max(1.0, k / K)
-        shortlist = max(k, round(self.shortlist * growth))
-        # Enough lists to fill the shortlist, were they all alike and the allowed spread evenly.
-        effort = max(effort, -(-2 * shortlist * self.lists // max(1, n)))
-        if effort >= self.lists or 4 * shortlist >= n:
+        reach = self.reach(k, effort, n)
+        if reach is None:
             return None
-        settings: dict[str, Any] = {"nprobe": effort}
+        lists, shortlist = reach
+        settings: dict[str, Any] = {"nprobe": lists}
         if allowed is not None:
             settings["sel"] = self._selector(allowed)
         if self.kind == "ivf-rabitq":
@@ -125,24 +118,58 @@ class IvfIndex(ApproximateIndex):
         else:
             parameters = faiss.SearchParametersIVF(**settings)
         _, candidates = self._lists.search(queries, shortlist, params=parameters)
-        scores = np.empty((len(queries), k), dtype=np.float32)
-        rows = np.empty((len(queries), k), dtype=np.int64)
-        with one_thread_for_one(1):
-            for i, found in enumerate(candidates):
-                # Upper bound: a list damaged on disk may hold any number.
-                known = found[(found >= 0) & (found < len(self._ids))]
-                query = queries[i : i + 1]
-                if len(known) >= k:
-                    scores[i], rows[i] = scan_some(self._flat, query, k, known)
-                else:
-                    scores[i], rows[i] = scan(self._flat, query, k, self._living(allowed))
-        return scores, rows
+        return refine(self._flat, queries, k, candidates, lambda: self._living(allowed))
+
+    def reach(self, k: int, effort: int | None, n: int) -> tuple[int, int] | None:
+        """Return how many lists a search looks into and how many vectors it then compares.
+
+        Args:
+            k: how many answers.
+            effort: as in `search`.
+            n: how many vectors may be among the answers.
+
+        Returns:
+            None where all vectors are to be compared.
+        """
+        effort = self.effort if effort is None else max(1, effort)
+        growth = max(1.0, effort / self.effort) * max(1.0, k / K)
+        shortlist = max(k, round(self.shortlist * growth))
+        # Enough lists to fill the shortlist, were they all alike and the allowed spread evenly.
+        effort = max(effort, -(-2 * shortlist * self.lists // max(1, n)))
+        return None if effort >= self.lists or 4 * shortlist >= n else (effort, shortlist)
+
+    def lists_of_bytes(self, vectors: Callable[[int, int], NDArray[np.float32]]) -> Any:  # noqa: ANN401
+        """Return FAISS's lists of eight-bit codes: the index's own, or others of the same rows.
+
+        Others take a byte a coordinate of memory; centroids, and which rows a list holds, are the
+        same.
+
+        Args:
+            vectors: `self.vectors`, or what calls it.
+        """
+        if self.kind == "ivf-sq8":
+            return self._lists
+        centroids = self._lists.quantizer.reconstruct_n(0, self.lists)
+        sample = np.arange(0, len(self._ids), max(1, len(self._ids) // SAMPLED))
+        trained = self._flat.reconstruct_batch(sample)
+        coded = _empty_lists(centroids, trained, "ivf-sq8")
+        list_of = np.full(len(self._ids), -1, dtype=np.int64)
+        for i in range(self.lists):
+            size = self._lists.invlists.list_size(i)
+            if size:
+                list_of[faiss.rev_swig_ptr(self._lists.invlists.get_ids(i), size)] = i
+        # In the order of rows, not of lists: a map of a file is read from its beginning to its end.
+        for start in range(0, len(self._ids), BLOCK_ROWS):
+            rows = np.arange(start, min(start + BLOCK_ROWS, len(self._ids)))
+            given = vectors(start, start + len(rows)), rows, list_of[rows]
+            coded.add_core(len(rows), *map(faiss.swig_ptr, given))
+        return coded
 
     def _forget(self, rows: NDArray[np.int64]) -> None:
         self._lists.remove_ids(faiss.IDSelectorBatch(rows))
 
-    def _close_gaps(self) -> None:
-        # And number the others anew, in the lists too.
+    def close_gaps(self) -> None:
+        """Drop the vectors of removed ids and number the others anew, in the lists too."""
         if not self._removed:
             return
         self._id_map = None
@@ -162,6 +189,22 @@ class IvfIndex(ApproximateIndex):
         self._lists.ntotal = self._index.ntotal = len(living)
         self._ids = self._ids[living]
         self._removed = 0
+
+
+def _empty_lists(
+    centroids: NDArray[np.float32],
+    sample: NDArray[np.float32],
+    kind: Kind,
+) -> Any:  # noqa: ANN401
+    dim = centroids.shape[1]
+    quantizer = faiss.IndexFlatIP(dim)
+    quantizer.add(centroids)
+    arguments: tuple[Any, ...] = (quantizer, dim, len(centroids))
+    if kind == "ivf-sq8":
+        arguments = (*arguments, faiss.ScalarQuantizer.QT_8bit)
+    lists = CODES[kind](*arguments, faiss.METRIC_INNER_PRODUCT)
+    lists.train(sample)
+    return lists
 
 
 def train(

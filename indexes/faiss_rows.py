@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -27,6 +27,7 @@ __all__ = [
     "one_thread_for_one",
     "place_of_rows",
     "read",
+    "refine",
     "scan",
     "scan_some",
     "write",
@@ -148,6 +149,32 @@ def scan_some(
     some.add_sa_codes(codes_of(flat)[rows])
     scores, places = some.search(queries, k)
     return scores, np.where(places < 0, -1, rows[places])
+
+
+def refine(
+    flat: Any,  # noqa: ANN401
+    queries: NDArray[np.float32],
+    k: int,
+    candidates: NDArray[np.int64],
+    allowed: Callable[[], NDArray[np.int64] | None] = lambda: None,
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Compare each query with its own candidates, `int64[q, c]`: `k` answers like those of `scan`.
+
+    Candidates that are no rows are left out; where fewer than `k` remain, all rows that `allowed`
+    returns are compared.
+    """
+    scores = np.empty((len(queries), k), dtype=np.float32)
+    rows = np.empty((len(queries), k), dtype=np.int64)
+    with one_thread_for_one(1):
+        for i, found in enumerate(candidates):
+            # Upper bound: a list damaged on disk may hold any number.
+            known = found[(found >= 0) & (found < flat.ntotal)]
+            query = queries[i : i + 1]
+            if len(known) >= k:
+                scores[i], rows[i] = scan_some(flat, query, k, known)
+            else:
+                scores[i], rows[i] = scan(flat, query, k, allowed())
+    return scores, rows
 
 
 def _scan_blocks(

@@ -21,6 +21,8 @@ from mmsearch.indexes.faiss_ivf import IvfIndex
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from mmsearch.indexes.faiss_gpu import GpuIndex
+
 __all__ = ["GrownIndex", "open_whole"]
 
 MERGED_FROM = 10_000
@@ -37,7 +39,9 @@ class GrownIndex(VectorIndex):
         base_path: the file it was opened from; None where it is in memory alone.
     """
 
-    def __init__(self, base: FaissIndex | ApproximateIndex, base_path: Path | None = None) -> None:
+    def __init__(
+        self, base: FaissIndex | ApproximateIndex | GpuIndex, base_path: Path | None = None
+    ) -> None:
         super().__init__(base.dim)
         self.base = base
         self.base_path = base_path
@@ -125,7 +129,18 @@ class GrownIndex(VectorIndex):
             raise IndexFileError(f"{file.path} holds vectors of another length than {base_path}")
         return index
 
-    def merged(self) -> FaissIndex | ApproximateIndex:
+    def on(self, base: FaissIndex | ApproximateIndex | GpuIndex) -> GrownIndex:
+        """Return the same changes of the same vectors; this one is used up."""
+        index = GrownIndex(base, self.base_path)
+        index._content = self._content
+        index._added, index._removed = self._added, self._removed
+        return index
+
+    def close(self) -> None:
+        """Close the base."""
+        self.base.close()
+
+    def merged(self) -> FaissIndex | ApproximateIndex | GpuIndex:
         """Return one index of the base and its changes, in memory; this one is used up."""
         base, added = self.base, self._added
         base.remove(self._removed)

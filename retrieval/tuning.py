@@ -135,7 +135,7 @@ def tune(
     notify = progress or (lambda *_: None)
     source = None if pairs is None else Path(pairs)
     chosen = None if source is None else [(p.path, p.caption) for p in read_pairs(source)]
-    with open_engine(library, model=model) as engine, engine.library.indexing():
+    with open_engine(library, model=model, device="cpu") as engine, engine.library.indexing():
         row = engine.library.catalog.library()
         engine.check(row)
         encoder_id, _ = engine.library.active_encoder(row)

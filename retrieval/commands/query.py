@@ -57,7 +57,7 @@ def query(
         raise QueryError('The query is empty. Describe a picture: "a dog on a beach".')
     if image is not None:
         read_large_pictures()
-    with open_engine(chosen_library(library)) as engine:
+    with open_engine(chosen_library(library), device="cpu") as engine:
         results = engine.search(text, image=image, to=to, k=k)
     if as_json:
         print_json(results.to_json())
