@@ -36,6 +36,11 @@ from mmsearch.indexes.faiss_gpu import GpuIndex
 from mmsearch.indexes.faiss_hnsw import HnswIndex
 from mmsearch.indexes.faiss_ivf import IvfIndex, Kind, train
 from mmsearch.indexes.grown import GrownIndex
+from mmsearch.retrieval import index_files
+from mmsearch.retrieval.engine import open_engine
+from mmsearch.retrieval.ingest import index as index_library
+from mmsearch.retrieval.schema import Target
+from tests.conftest import ColourEncoder, draw
 
 DIM, N = 32, 4_000
 IDS = np.arange(N) * 3 + 2**40
@@ -192,7 +197,7 @@ def warnings_logged(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixtur
 
 
 @settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(
     first=st.integers(0, 380),
@@ -435,11 +440,12 @@ def test_a_change_drops_the_copy(kind: str) -> None:
     fake = FakeDevices()
     index = on_gpu(flat() if kind == "flat" else lists("ivf-sq8"), fake)
     index.search(QUERIES, 10)
+    assert fake.made() is not None
     index.add([7], QUERIES[:1])
     assert index.search(QUERIES[0], 1).ids.tolist() == [[7]]
     assert fake.made() is None
     again = on_gpu(index, fake)
-    assert again.form == kind
+    assert (again.form,) == (kind,)
     assert again.search(QUERIES[0], 1).ids.tolist() == [[7]]
     assert again.remove([7, 8]) == 1
     assert 7 not in again.search(QUERIES[:1], 5).ids
@@ -507,6 +513,88 @@ def test_a_copy_serves_on_for_the_same_file_alone(tmp_path: Path) -> None:
     assert on_gpu(flat(100), fake, instead_of=other) is not other
 
 
+# Engines.
+
+
+@pytest.fixture
+def gpu_seen(monkeypatch: pytest.MonkeyPatch) -> list[FakeDevices]:
+    """One GPU is there; everything that is copied to it."""
+    made: list[FakeDevices] = []
+
+    def devices(names: Sequence[str] | None = None) -> FakeDevices:
+        made.append(FakeDevices())
+        made[-1].names = list(names or ["cuda:0"])
+        return made[-1]
+
+    monkeypatch.setattr(faiss_devices, "Devices", devices)
+    monkeypatch.setattr(faiss_devices, "gpus", lambda: ["cuda:0"])
+    return made
+
+
+@pytest.fixture
+def library(photos: Path, encoder: ColourEncoder, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(index_files, "GROWN_FROM_BYTES", 0)
+    index_library(photos, model=encoder)
+    return photos
+
+
+def test_an_engine_copies_beside_its_work_and_keeps_what_stays(
+    library: Path, encoder: ColourEncoder, gpu_seen: list[FakeDevices]
+) -> None:
+    with open_engine(library, model=encoder, device="cpu") as on_cpu:
+        right = on_cpu.search("red", k=4)
+    with open_engine(library, model=encoder, device="cuda") as engine:
+        assert gpu_seen == []
+        first = engine.search("red", k=4)
+        index = engine._states[Target.IMAGES].index
+        assert isinstance(index, GpuIndex)
+        index.wait()
+        second = engine.search("red", k=4)
+        assert first.hits == second.hits == right.hits
+        assert gpu_seen[0].batches[-1:] == [1]
+        (library / "red.jpg").rename(library / "crimson.jpg")
+        draw(library / "another.jpg", "red", (70, 32))
+        index_library(library, model=encoder)
+        found = {hit.path for hit in engine.search("red", k=2).hits}
+        assert found == {"another.jpg", "crimson.jpg"}
+        grown = engine._states[Target.IMAGES].index
+        assert isinstance(grown, GrownIndex)
+        assert grown.base is index
+        assert sum(bool(fake.made) for fake in gpu_seen) == 1
+    assert index.form is None
+
+
+def test_an_engine_asks_for_a_gpu_only_where_it_pays(
+    library: Path,
+    encoder: ColourEncoder,
+    gpu_seen: list[FakeDevices],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def never() -> list[str]:
+        raise AssertionError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(faiss_devices, "gpus", never)
+        for device in (None, "cpu"):
+            with open_engine(library, model=encoder, device=device) as engine:
+                assert len(engine.search("red", k=4).hits) == 4
+    assert gpu_seen == []
+    monkeypatch.setattr(faiss_devices, "pays_on_gpu", lambda *_: True)
+    with open_engine(library, model=encoder) as engine:
+        assert len(engine.search("red", k=4).hits) == 4
+    assert [fake.names for fake in gpu_seen] == [["cuda:0"]]
+    monkeypatch.setattr(faiss_devices, "gpus", list)
+    with open_engine(library, model=encoder) as engine:
+        assert len(engine.search("red", k=4).hits) == 4
+    assert len(gpu_seen) == 1
+    for device in ("cuda", "cuda:0"):
+        with pytest.raises(ValueError, match=f"{device} is not there; FAISS sees no GPU"):
+            open_engine(library, model=encoder, device=device)
+
+
+# The end, what is there, what fits, what pays.
+
+
 AT_EXIT = """
 import numpy as np, sys
 sys.path.insert(0, {folder!r})
@@ -527,9 +615,6 @@ def test_the_interpreter_ends_in_silence() -> None:
         timeout=60,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "flat\n", "")
-
-
-# What is there, what fits, what pays.
 
 
 def test_gpus_are_named_and_checked(monkeypatch: pytest.MonkeyPatch) -> None:
