@@ -39,6 +39,7 @@ import mmsearch
 from mmsearch import indexes
 
 DIM, K = 512, 10
+TITLES = {"own": "queries like what is indexed", "others": "queries of the other kind"}
 EFFORTS = (16, 32, 64, 128, 256, 512, 1024)
 """Of graphs."""
 Floats = NDArray[np.float32]
@@ -378,7 +379,7 @@ def draw(figures: dict[str, Any], path: Path) -> None:
                 marker=".",
                 label=name,
             )
-        axes.set(xscale="log", xlabel="p50 of one query, ms", title=f"queries: {kind}")
+        axes.set(xscale="log", xlabel="p50 of one query, ms", title=TITLES[kind])
         axes.set_ylim(0.9, 1.002)
         axes.grid(alpha=0.3)
     figure.axes[0].set(ylabel="recall@10")
