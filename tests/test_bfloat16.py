@@ -2,13 +2,13 @@ import sys
 import time
 
 import numpy as np
-import openvino
 import pytest
 
 from mmsearch.retrieval.encoders import load_encoder, onnx
 from mmsearch.retrieval.encoders.bfloat16 import LEAST_COSINE, faster_tower
 from mmsearch.retrieval.encoders.samples import sample_pictures
 
+openvino = pytest.importorskip("openvino")
 has_bfloat16 = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 ALWAYS_FASTER, NEVER_FASTER = 1e9, 0.0
 
