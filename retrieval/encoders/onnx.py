@@ -48,6 +48,9 @@ FORMAT = 1
 MANY = 128
 """Pictures embedded before another way is tried, which costs as much as a few batches."""
 
+BATCH = 8
+"""Fewer pictures at once are questions, of which none should wait for that."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Config:
@@ -159,6 +162,8 @@ class OnnxEncoder(Encoder):
         started = time.perf_counter()
         embedding: NDArray[np.float32] = self._image_tower.run(None, {"pixels": pixels})[0]
         seconds = time.perf_counter() - started
+        if len(pixels) < BATCH:
+            return embedding
         before, self._embedded = self._embedded, self._embedded + len(pixels)
         if before < MANY <= self._embedded:
             self._in_bfloat16 = self._load(
@@ -166,7 +171,8 @@ class OnnxEncoder(Encoder):
                 partial(faster_tower, pixels=pixels, expected=embedding, seconds=seconds),
             )
             if self._in_bfloat16 is not None:
-                del self._image_tower  # and the memory it holds; loads again if need be
+                # And the memory it holds; it loads again if another thread is just about to.
+                self.__dict__.pop("_image_tower", None)
         return embedding
 
     def _encode_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
