@@ -5,32 +5,36 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from mmsearch import indexes
-from mmsearch.errors import MediaError, MmsearchError, ModelError, ModelMismatch, QueryError, quoted
+from mmsearch.errors import MmsearchError, ModelError, ModelMismatch, QueryError, quoted
 from mmsearch.indexes import IndexFileError
-from mmsearch.retrieval.containers import read_inside
 from mmsearch.retrieval.encoders import DEFAULT_MODEL, load_encoder
 from mmsearch.retrieval.library import Library
-from mmsearch.retrieval.media import open_picture
-from mmsearch.retrieval.schema import Hit, Query, Results, Target, tell_apart
+from mmsearch.retrieval.question import Question
+from mmsearch.retrieval.schema import Fusion, Hit, Results, Target, tell_apart
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy as np
     from numpy.typing import NDArray
-    from PIL import Image
 
     from mmsearch.indexes import VectorIndex
     from mmsearch.retrieval.adapter import Adapter
     from mmsearch.retrieval.catalog import LibraryRow
     from mmsearch.retrieval.encoders import Encoder
+    from mmsearch.retrieval.question import ImageSource
 
 __all__ = ["SearchEngine", "open_engine"]
 
 logger = logging.getLogger(__name__)
+
+_Named = TypeVar("_Named", bound=StrEnum)
 
 LONG_LIFE = 1_000
 """Queries that an engine is expected to answer, where that decides whether a GPU pays."""
@@ -108,23 +112,28 @@ class SearchEngine:
 
     def search(
         self,
-        text: str | None = None,
+        text: str | Sequence[str] | None = None,
         *,
-        image: Path | str | Image.Image | None = None,
+        image: ImageSource | Sequence[ImageSource] | None = None,
+        weights: Sequence[float] | None = None,
+        fusion: Fusion | str = Fusion.EARLY,
         to: Target | str = Target.IMAGES,
         k: int = 10,
     ) -> Results:
-        """Return the `k` pictures, or captions, most similar to a text or a picture.
+        """Return the `k` pictures, or captions, most similar to words, to pictures or to both.
 
         Args:
-            text: words that describe what is looked for.
-            image: a picture to look for instead: a path or a Pillow image.
+            text: words that describe what is looked for, or several descriptions.
+            image: a picture that looks like it, or several: paths or Pillow images.
+            weights: how much each part counts, texts before pictures; above 0, all the same if
+                not given.
+            fusion: how several parts become one answer, see `Fusion`.
             to: look among the library's `images` or its `captions`.
             k: how many answers, at least 1; fewer come where the library holds fewer.
 
         Raises:
-            QueryError: neither or both of text and image, an empty text, `k` below 1, or a
-                picture that cannot be read.
+            QueryError: nothing is asked, a text is empty, `k` is below 1, weights that do not fit,
+                an unknown fusion, or a picture that cannot be read.
             ModelMismatch: the library was meanwhile embedded again with another encoder, and this
                 engine was opened with one of its caller's choice.
             ModelError: the library's new encoder cannot be loaded.
@@ -132,26 +141,19 @@ class SearchEngine:
         started = time.perf_counter()
         if k < 1:
             raise QueryError(f"k must be at least 1, not {k}.")
-        try:
-            target = Target(to)
-        except ValueError:
-            raise QueryError(f"'to' is 'images' or 'captions', not {to!r}.") from None
-        _check_question(text, image)
+        target = _member(Target, to, "to")
+        question = Question.of(text, image, weights, _member(Fusion, fusion, "fusion"))
         state = self._state(target)
-        vector = self._embed(state.encoder, text, image)
-        adapter = None if text is None else state.adapter
-        if adapter is not None:
-            vector = adapter.apply(vector)
+        vectors, adapted = question.embedded(state.encoder, state.adapter)
         index = state.index
         try:
-            hits = self._hits(index, vector, target, k)
+            hits = self._hits(index, question, vectors, target, k)
         except IndexFileError as error:
             logger.warning("%s; making it anew from the catalog", error)
             index = self._renewed(target)
-            hits = self._hits(index, vector, target, k)
-        name = None if image is None else str(getattr(image, "filename", None) or image)
+            hits = self._hits(index, question, vectors, target, k)
         return Results(
-            query=Query(text=text, image=name, to=target),
+            query=question.told(target),
             library=self.library.root,
             model=state.encoder.spec.label,
             hits=hits,
@@ -159,32 +161,24 @@ class SearchEngine:
             took_ms=(time.perf_counter() - started) * 1000,
             recall=index.recall,
             considered=len(index),
-            adapter=None if adapter is None else state.adapter_id,
+            adapter=state.adapter_id if adapted else None,
         )
 
-    def _embed(
-        self, encoder: Encoder, text: str | None, image: Path | str | Image.Image | None
-    ) -> NDArray[np.float32]:
-        if text is not None:
-            return encoder.encode_texts([text])
-        assert image is not None
-        try:
-            inside = read_inside(Path(image)) if isinstance(image, (str, Path)) else None
-            return encoder.encode_images([image if inside is None else open_picture(inside)])
-        except MediaError as error:
-            raise QueryError(f"The query picture cannot be used: {error}.") from error
-
     def _hits(
-        self, index: VectorIndex, vector: NDArray[np.float32], target: Target, k: int
+        self,
+        index: VectorIndex,
+        question: Question,
+        vectors: NDArray[np.float32],
+        target: Target,
+        k: int,
     ) -> tuple[Hit, ...]:
         """Return `k` hits if there are as many: a caption that two sources give counts once."""
         catalog = self.library.catalog
         look_up = catalog.file_hits if target is Target.IMAGES else catalog.caption_hits
         asked = max(1, min(k, len(index)))
         while True:
-            found = index.search(vector, asked)
-            pairs = zip(found.ids[0].tolist(), found.scores[0].tolist(), strict=True)
-            hits = look_up([(id_, score) for id_, score in pairs if id_ >= 0])
+            found = question.search(index, vectors, asked)
+            hits = look_up(found)
             if len(hits) >= k or asked >= len(index):
                 return hits[:k]
             asked = min(2 * asked, len(index))
@@ -253,11 +247,12 @@ class SearchEngine:
         )
 
 
-def _check_question(text: str | None, image: Path | str | Image.Image | None) -> None:
-    if (text is None) == (image is None):
-        raise QueryError("Ask with a text or with a picture: one of the two.")
-    if text is not None and not text.strip():
-        raise QueryError('The query is empty. Describe a picture: "a dog on a beach".')
+def _member(kind: type[_Named], name: str, argument: str) -> _Named:
+    try:
+        return kind(name)
+    except ValueError:
+        names = ", ".join(f"'{each.value}'" for each in kind)
+        raise QueryError(f"'{argument}' is one of {names}, not {name!r}.") from None
 
 
 def open_engine(

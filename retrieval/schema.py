@@ -11,11 +11,13 @@ from typing import Any
 __all__ = [
     "Caption",
     "EncoderSpec",
+    "Fusion",
     "Hit",
     "Picture",
     "Problem",
     "Quantize",
     "Query",
+    "QueryPart",
     "Results",
     "Target",
     "tell_apart",
@@ -123,19 +125,68 @@ class Problem:
         return {"path": self.path, "kind": self.kind, "reason": self.reason}
 
 
+class Fusion(StrEnum):
+    """How the parts of a question become one answer."""
+
+    EARLY = "early"
+    """One vector between those of the parts."""
+
+    SCORES = "scores"
+    """The mean of the parts' similarities."""
+
+    CALIBRATED = "calibrated"
+    """The same of similarities that were brought to one scale, by what the library's scores are."""
+
+    RANKS = "ranks"
+    """Reciprocal ranks: how far ahead each part has an answer, whatever its similarity."""
+
+    HYBRID = "hybrid"
+    """Reciprocal ranks of the early and the calibrated answer."""
+
+
 @dataclass(frozen=True, slots=True)
-class Query:
-    """A question: words or a picture, and what to look for."""
+class QueryPart:
+    """A part of a question: words, or the name of a picture; `weight` is beside other parts."""
 
     text: str | None = None
     image: str | None = None
-    to: Target = Target.IMAGES
+    weight: float = 1.0
 
-    def to_json(self) -> str | dict[str, str]:
-        """Return the words alone, or an object where a picture is asked about."""
-        if self.image is None:
-            return self.text or ""
-        return {"image": self.image}
+    def to_json(self) -> dict[str, Any]:
+        """Return one element of `parts`."""
+        asked = {"image": self.image} if self.text is None else {"text": self.text}
+        return asked | {"weight": self.weight}
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """A question: words, pictures or both, and what to look for.
+
+    Attributes:
+        parts: what is asked, at least one.
+        to: what is looked for.
+        fusion: how several parts became one answer; None for a single part.
+    """
+
+    parts: tuple[QueryPart, ...]
+    to: Target = Target.IMAGES
+    fusion: Fusion | None = None
+
+    @property
+    def text(self) -> str | None:
+        """The words, where they are all that is asked."""
+        return self.parts[0].text if len(self.parts) == 1 else None
+
+    @property
+    def image(self) -> str | None:
+        """The picture's name, where it is all that is asked."""
+        return self.parts[0].image if len(self.parts) == 1 else None
+
+    def to_json(self) -> str | dict[str, Any]:
+        """Return the words alone, or an object where pictures or several parts are asked about."""
+        if self.fusion is not None:
+            return {"parts": [part.to_json() for part in self.parts], "fusion": self.fusion}
+        return self.text or "" if self.image is None else {"image": self.image}
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +197,8 @@ class Hit:
         rank: 1 for the best.
         id: the picture's key in the catalog.
         path: relative to the library's root, with forward slashes.
-        score: cosine similarity in [-1, 1], higher is better.
+        score: cosine similarity in [-1, 1], higher is better; of a question of several parts, what
+            its fusion makes of them, see `retrieval.fusion`.
         caption: the caption that was found, when captions were asked for.
         taken_at: when the picture was taken, by its own metadata (local time).
         width: upright width in pixels.

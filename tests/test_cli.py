@@ -233,9 +233,11 @@ def test_bad_input_gets_one_clear_line(
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (("query",), 2, "Ask with a text or with a picture"),
-        (("query", "red", "--to", "sounds"), 2, "'images' or 'captions'"),
-        (("query", "red", "--image", "my photos/night.png"), 2, "one of the two"),
+        (("query",), 2, "Ask with words, with a picture or with both"),
+        (("query", "red", "--to", "sounds"), 2, "'images', 'captions'"),
+        (("query", "red", "--weight", "2", "--weight", "1"), 2, "1 parts are asked and 2 weights"),
+        (("query", "red", "--also", "blue", "--weight", "1", "--weight", "-1"), 2, "above 0"),
+        (("query", "red", "--fusion", "cold"), 2, "calibrated"),
         (("query", "--image", "missing.jpg"), 2, "missing.jpg"),
         (("query", "--image", "note.txt"), 2, "not an image"),
     ],

@@ -16,6 +16,7 @@ from mmsearch.retrieval.commands.options import (
     described_search,
     path_argument,
 )
+from mmsearch.retrieval.schema import Fusion
 from mmsearch.retrieval.terminal import print_json, printable, read_large_pictures, say
 
 if TYPE_CHECKING:
@@ -27,25 +28,37 @@ __all__ = ["query"]
 def query(
     text: Annotated[str | None, typer.Argument(help="What the picture shows.")] = None,
     image: Annotated[
-        Path | None,
+        list[Path] | None,
         typer.Option(
             "--image",
             "-i",
             parser=path_argument,
             metavar="FILE",
-            help="Ask with this picture instead.",
+            help="Ask with this picture, instead of words or beside them; may be given again.",
         ),
     ] = None,
+    also: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TEXT", help="More words that count by themselves; again for more."),
+    ] = None,
+    weight: Annotated[
+        list[float] | None,
+        typer.Option(help="How much each part counts: TEXT, every --also, every --image."),
+    ] = None,
+    fusion: Annotated[
+        Fusion, typer.Option(help="How several parts become one answer.")
+    ] = Fusion.EARLY,
     to: Annotated[str, typer.Option(help="Look for images or for captions.")] = "images",
     k: Annotated[int, typer.Option("-k", help="How many answers.")] = 10,
     library: LibraryOption = None,
     as_json: Json = False,
 ) -> None:
-    """Find pictures by words or by a picture; find captions of a picture.
+    """Find pictures by words, by pictures or by both; find captions of a picture.
 
     \b
     Examples: mmsearch query "a dog on a beach"
               mmsearch query --image dog.jpg --to captions -k 3
+              mmsearch query "but in green" --image sofa.jpg
     """  # noqa: D301 (the backspace keeps the lines apart)
     from mmsearch.errors import QueryError
     from mmsearch.retrieval.engine import open_engine
@@ -55,10 +68,14 @@ def query(
         raise QueryError(f"-k must be at least 1, not {k}.")
     if text is not None and not text.strip():
         raise QueryError('The query is empty. Describe a picture: "a dog on a beach".')
-    if image is not None:
+    if image:
         read_large_pictures()
+    texts = [] if text is None else [text]
+    texts += also or []
     with open_engine(chosen_library(library), device="cpu") as engine:
-        results = engine.search(text, image=image, to=to, k=k)
+        results = engine.search(
+            texts or None, image=image or None, weights=weight or None, fusion=fusion, to=to, k=k
+        )
     if as_json:
         print_json(results.to_json())
     else:
