@@ -2,8 +2,8 @@
 
 The gallery is a set of photos with captions that the encoder was not trained on. Each photo is
 looked for in two ways: with a caption and a sixteenth cut out of it (`words and a part`), and with
-two captions (`two captions`). Recall among the first ten, with 95 % bootstrap intervals over photos,
-also of the difference to the better part alone.
+two captions (`two captions`). Recall among the first ten, with 95 % bootstrap intervals over
+photos, also of the difference to the better part alone.
 
 usage: python bench_composition.py DATA [--pairs test.tsv] [--model compact]
 DATA holds the pairs (path, caption) and images/.
