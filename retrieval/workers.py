@@ -19,8 +19,11 @@ GAIN = 1.05
 """A size must be better by this factor to be moved to: rates of two windows differ by chance."""
 
 WINDOW_S = 1.0
-PICTURES_PER_WINDOW = 64
-"""A rate is that of at least so many pictures in at least so many seconds."""
+BATCHES_PER_WINDOW = 12
+"""A rate is that of at least so many batches in at least so many seconds."""
+
+SETTLING = 6
+"""Batches after a change that tell of the size before: as many as may lie ahead, and two more."""
 
 FIRST_REST = 4
 LONGEST_REST = 64
@@ -105,7 +108,8 @@ class Workers:
         self.most = most or 2 * cores + 4
         self._climb = Climb(min(start or cores + 1, self.most), self.most)
         self._now = now
-        self._window: tuple[float, int] | None = None
+        self._window = now(), 0, 0
+        self._settling = 1
         self._taken = 0
         self._changed = Condition()
 
@@ -128,18 +132,22 @@ class Workers:
                 self._changed.notify_all()
 
     def finished(self, pictures: int) -> None:
-        """Hear that so many more pictures have gone through the run; called by one thread."""
+        """Hear that so many more pictures, a batch, have gone through; called by one thread."""
         now = self._now()
-        if self._window is None:
-            # What came before was also the loading of a model.
-            self._window = now, 0
+        if self._settling:
+            # What came before was also the loading of a model, or was read by as many as before:
+            # fewer readers leave the encoder more, and for a while it lives on what lies ahead.
+            self._settling -= 1
+            self._window = now, 0, 0
             return
-        since, before = self._window
-        count = before + pictures
-        if now - since < WINDOW_S or count < PICTURES_PER_WINDOW:
-            self._window = since, count
+        since, before, batches = self._window
+        self._window = since, before + pictures, batches + 1
+        if now - since < WINDOW_S or batches + 1 < BATCHES_PER_WINDOW:
             return
-        self._window = now, 0
+        self._window = now, 0, 0
         with self._changed:
-            self._climb.saw(count / (now - since))
+            tried = self.size
+            self._climb.saw((before + pictures) / (now - since))
+            if self.size != tried:
+                self._settling = SETTLING
             self._changed.notify_all()

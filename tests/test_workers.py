@@ -6,7 +6,7 @@ from random import Random
 
 import pytest
 
-from mmsearch.retrieval.workers import Climb, Workers
+from mmsearch.retrieval.workers import BATCHES_PER_WINDOW, SETTLING, Climb, Workers
 
 
 def climbed(rate: Callable[[int], float], start: int, most: int, windows: int = 60) -> list[int]:
@@ -91,18 +91,18 @@ def test_never_more_at_work_than_places() -> None:
     assert most_seen == 2
 
 
-def test_a_rate_is_that_of_enough_pictures_in_enough_time() -> None:
+def test_a_rate_is_that_of_enough_batches_in_enough_time() -> None:
     now = 0.0
     workers = Workers(start=2, most=8, now=lambda: now)
     sizes = []
-    for _ in range(12):
+    for _ in range(60):
         workers.finished(32)
         sizes.append(workers.size)
         now += 0.6
-    # The first batch also loads the model; then every second one completes a second and 64.
-    assert sizes[:3] == [2, 2, 3]
-    assert len({tuple(sizes[i : i + 2]) for i in range(2, 12, 2)}) > 1
-    assert all(sizes[i] == sizes[i + 1] for i in range(2, 12, 2))
+    changes = [i for i in range(1, 60) if sizes[i] != sizes[i - 1]]
+    # The first batch also loads the model; then a window, and each change has to settle first.
+    assert changes[0] == BATCHES_PER_WINDOW
+    assert changes[1] - changes[0] == SETTLING + BATCHES_PER_WINDOW
 
 
 def test_a_new_place_wakes_who_waits_for_one() -> None:
@@ -118,9 +118,32 @@ def test_a_new_place_wakes_who_waits_for_one() -> None:
         thread = threading.Thread(target=second)
         thread.start()
         assert not entered.wait(0.05)
-        workers.finished(64)
-        now = 1.0
-        workers.finished(64)
+        for _ in range(BATCHES_PER_WINDOW + 1):
+            workers.finished(64)
+            now += 1.0
         assert workers.size == 2
         assert entered.wait(10)
     thread.join()
+
+
+def test_what_lies_ahead_is_not_taken_for_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer readers leave the encoder more, and for a while it lives on what was read before."""
+    now, rates = 0.0, []
+    saw = Climb.saw
+
+    def recorded(climb: Climb, rate: float) -> int:
+        rates.append(rate)
+        return saw(climb, rate)
+
+    monkeypatch.setattr(Climb, "saw", recorded)
+    workers = Workers(start=3, most=8, now=lambda: now)
+    size, since = 3, 0
+    for _ in range(200):
+        # The batches that were read before a change come twice as fast.
+        now += 0.5 if size != 3 and since < SETTLING else 1.0
+        workers.finished(32)
+        since += 1
+        if workers.size != size:
+            size, since = workers.size, 0
+    assert len(rates) > 5
+    assert rates == pytest.approx([32.0] * len(rates))
