@@ -57,6 +57,11 @@ def test_a_model_that_openvino_cannot_read_is_left_to_onnx_runtime(batch, expect
     assert faster_tower(b"no model", batch, expected, ALWAYS_FASTER) is None
 
 
+def test_it_can_be_forbidden(encoder, batch, expected, monkeypatch):
+    monkeypatch.setenv("MMSEARCH_BFLOAT16", "0")
+    assert faster_tower(encoder.read("image"), batch, expected, ALWAYS_FASTER) is None
+
+
 def test_without_openvino_nothing_changes(encoder, batch, expected, monkeypatch):
     monkeypatch.setitem(sys.modules, "openvino", None)
     assert faster_tower(encoder.read("image"), batch, expected, ALWAYS_FASTER) is None

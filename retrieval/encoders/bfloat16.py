@@ -9,6 +9,7 @@ where its vectors agree and it was faster.
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -36,12 +37,16 @@ def faster_tower(
 ) -> Tower | None:
     """Return the tower in bfloat16; None where it is not to be had, not right or not faster.
 
+    Never where the environment variable `MMSEARCH_BFLOAT16` is 0.
+
     Args:
         model: the ONNX file.
         pixels: a batch, as the tower takes it.
         expected: `float32[n, dim]`, what float32 made of it.
         seconds: what that took.
     """
+    if os.environ.get("MMSEARCH_BFLOAT16") == "0":
+        return None
     try:
         import openvino
     except ImportError:
