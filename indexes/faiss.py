@@ -11,6 +11,7 @@ import numpy as np
 from mmsearch.indexes.base import IndexFileError, Neighbors, VectorIndex, replacing
 from mmsearch.indexes.checked_file import CheckedFile, seal
 from mmsearch.indexes.faiss_rows import (
+    FileIndex,
     IdMap,
     half_precision,
     in_memory,
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["FaissIndex"]
 
 
-class FaissIndex(VectorIndex):
+class FaissIndex(FileIndex):
     """Exact inner-product search over vectors kept in half precision.
 
     The catalog stores fp16, so the index loses nothing against it; scores are computed in
@@ -75,15 +76,6 @@ class FaissIndex(VectorIndex):
         seal(file, self.facts | facts, rows)
 
     @classmethod
-    def open(cls, path: Path, *, mmap: bool = True) -> FaissIndex:
-        """Read what `save` wrote.
-
-        Raises:
-            IndexFileError: the file is missing, torn, damaged or holds another kind of index.
-        """
-        return cls.read_from(CheckedFile(path), mmap=mmap)
-
-    @classmethod
     def read_from(cls, file: CheckedFile, *, mmap: bool) -> FaissIndex:
         """Read what `write_to` wrote; the same as `open`."""
         loaded, mapped = read(file, mmap=mmap)
@@ -108,11 +100,6 @@ class FaissIndex(VectorIndex):
         """How many rows there are: one for each vector."""
         return len(self)
 
-    @property
-    def content(self) -> str | None:
-        """What is the same in files of the same content; None for an index in memory."""
-        return None if self._file is None else self._file.facts["content"]
-
     def vectors(self, start: int = 0, stop: int | None = None) -> NDArray[np.float32]:
         """Return the vectors of rows, `float32[n, dim]`; all of them, in the order of `ids`."""
         stop = len(self) if stop is None else stop
@@ -124,15 +111,6 @@ class FaissIndex(VectorIndex):
         """Return the best `k` of each query's own candidates, `int64[q, c]` rows."""
         with one_thread_for_one(len(queries)):
             return self._neighbors(*refine(self._flat, queries, k, candidates))
-
-    def check(self) -> None:
-        """Check every byte of the file that was opened.
-
-        Raises:
-            IndexFileError: it is damaged.
-        """
-        if self._file is not None:
-            self._file.check_all()
 
     def _count(self) -> int:
         return int(self._index.ntotal)
@@ -155,8 +133,7 @@ class FaissIndex(VectorIndex):
             return self._neighbors(*scan(self._flat, queries, k, allowed))
 
     def _neighbors(self, scores: NDArray[np.float32], rows: NDArray[np.int64]) -> Neighbors:
-        if self._file is not None and self._file.rows is not None:
-            self._file.check_rows(rows[rows >= 0])
+        self._check_rows(rows)
         ids = faiss.rev_swig_ptr(self._index.id_map.data(), len(self))
         return Neighbors(np.where(rows < 0, -1, ids[rows]), scores)
 

@@ -13,6 +13,7 @@ import numpy as np
 from mmsearch.indexes.base import IndexFileError, Neighbors, VectorIndex, replacing
 from mmsearch.indexes.checked_file import CheckedFile, seal
 from mmsearch.indexes.faiss_rows import (
+    FileIndex,
     IdMap,
     bitmap_of,
     in_memory,
@@ -38,7 +39,7 @@ K = 10
 """What settings are measured for; they grow with `k` beyond."""
 
 
-class ApproximateIndex(VectorIndex):
+class ApproximateIndex(FileIndex):
     """A FAISS index that finds candidates, and all vectors in half precision for their scores.
 
     Scores are those of exact search. Removed vectors keep their row, without an id, until the
@@ -141,15 +142,6 @@ class ApproximateIndex(VectorIndex):
             seal(file, self.facts | facts | {"ids": [ids_at, len(self._ids)]}, rows)
 
     @classmethod
-    def open(cls, path: Path, *, mmap: bool = True) -> Self:
-        """Read what `save` wrote.
-
-        Raises:
-            IndexFileError: the file is missing, torn, damaged or holds another kind of index.
-        """
-        return cls.read_from(CheckedFile(path), mmap=mmap)
-
-    @classmethod
     def read_from(cls, file: CheckedFile, *, mmap: bool) -> Self:
         """Read what `save` wrote; the same as `open`."""
         facts = dict(file.facts)
@@ -173,15 +165,6 @@ class ApproximateIndex(VectorIndex):
         index._file = file if mapped else None
         index._attach(kind)
         return index
-
-    def check(self) -> None:
-        """Check every byte of the file that was opened.
-
-        Raises:
-            IndexFileError: it is damaged.
-        """
-        if self._file is not None:
-            self._file.check_all()
 
     def _count(self) -> int:
         return len(self._ids) - self._removed
@@ -210,11 +193,6 @@ class ApproximateIndex(VectorIndex):
     @abstractmethod
     def close_gaps(self) -> None:
         """Drop the rows of removed vectors, where that can be done."""
-
-    @property
-    def content(self) -> str | None:
-        """What is the same in files of the same content; None for an index in memory."""
-        return None if self._file is None else self._file.facts["content"]
 
     def vectors(self, start: int, stop: int) -> NDArray[np.float32]:
         """Return the vectors of rows, `float32[n, dim]`; removed ones too, see `close_gaps`."""
@@ -248,8 +226,7 @@ class ApproximateIndex(VectorIndex):
             return self._neighbors(*found or scan(self._flat, queries, k, self._living(allowed)))
 
     def _neighbors(self, scores: NDArray[np.float32], rows: NDArray[np.int64]) -> Neighbors:
-        if self._file is not None and self._file.rows is not None:
-            self._file.check_rows(rows[rows >= 0])
+        self._check_rows(rows)
         return Neighbors(np.where(rows < 0, -1, self._ids[rows]), scores)
 
     @abstractmethod

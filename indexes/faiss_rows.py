@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import os
+from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
 import faiss
 import numpy as np
 
-from mmsearch.indexes.base import IndexFileError
+from mmsearch.indexes.base import IndexFileError, VectorIndex
 from mmsearch.indexes.checked_file import CHECKED_ON_OPENING, CheckedFile, Rows
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = [
+    "FileIndex",
     "IdMap",
     "bitmap_of",
     "codes_of",
@@ -38,6 +40,45 @@ FEW_ROWS = 2_000
 MANY_QUERIES = 16
 """From so many on, decoding a block once and one matrix product beat a scan for each query."""
 BLOCK_ROWS = 1 << 15
+
+
+class FileIndex(VectorIndex):
+    """What indexes over FAISS share that stand on a file, or stood on one before they changed."""
+
+    _file: CheckedFile | None
+
+    @classmethod
+    def open(cls, path: Path, *, mmap: bool = True) -> Self:
+        """Read what `save` wrote.
+
+        Raises:
+            IndexFileError: the file is missing, torn, damaged or holds another kind of index.
+        """
+        return cls.read_from(CheckedFile(path), mmap=mmap)
+
+    @classmethod
+    @abstractmethod
+    def read_from(cls, file: CheckedFile, *, mmap: bool) -> Self:
+        """Read what `save` wrote; the same as `open`."""
+
+    @property
+    def content(self) -> str | None:
+        """What is the same in files of the same content; None for an index in memory."""
+        return None if self._file is None else self._file.facts["content"]
+
+    def check(self) -> None:
+        """Check every byte of the file that was opened.
+
+        Raises:
+            IndexFileError: it is damaged.
+        """
+        if self._file is not None:
+            self._file.check_all()
+
+    def _check_rows(self, rows: NDArray[np.int64]) -> None:
+        """Check what an answer depends on, `int64[q, k]` rows with -1 where there is none."""
+        if self._file is not None and self._file.rows is not None:
+            self._file.check_rows(rows[rows >= 0])
 
 
 class IdMap:
