@@ -5,13 +5,14 @@ Vectors are a mixture of clusters with decaying spectra; queries come from the s
 are not installed are left out, which is said. Latencies are of one query on one thread.
 
 With `--pictures` and `--captions` the vectors are those of `compact` instead: of captions, asked
-with held-out captions (`own`) and with pictures (`others`).
+with held-out captions (`own`) and with pictures (`others`), or with `--searched pictures` the
+other way round.
 
 What an index takes in memory, and to open, is measured in a process that only asks. Then filters
 of several sizes, and ten thousand additions and removals.
 
 usage: python bench_index.py [--vectors 100000] [--queries 500] [--recall 0.99] [--only mmsearch]
-                             [--pictures FOLDER --captions FILE ...]
+                             [--pictures FOLDER --captions FILE ... [--searched pictures]]
 """
 
 from __future__ import annotations
@@ -398,26 +399,31 @@ def synthetic(options: argparse.Namespace) -> tuple[Given, Floats, dict[str, Flo
     return given, mixture.images(min(10_000, options.vectors // 10), 3), queries
 
 
-def encoded(
-    folder: Path, files: list[Path], options: argparse.Namespace
-) -> tuple[Given, Floats, dict[str, Floats]]:
+def encoded(options: argparse.Namespace) -> tuple[Given, Floats, dict[str, Floats]]:
     """Return the same of captions and pictures, as `compact` sees them."""
     encoder = mmsearch.load_encoder()
     captions: dict[str, None] = {}
-    for file in files:
+    for file in options.captions:
         for line in file.read_text(encoding="utf-8").splitlines():
             fields = line.split("\t")
             captions[fields[1] if len(fields) > 1 else fields[0]] = None
+    paths = sorted(options.pictures.rglob("*.jpg"))
     generator = np.random.default_rng(7)
-    vectors = encoder.encode_texts([*captions])
-    vectors = vectors[generator.permutation(len(vectors))]
-    paths = sorted(folder.rglob("*.jpg"))
-    chosen = generator.choice(len(paths), min(len(paths), options.queries + 1000), replace=False)
-    pictures = encoder.encode_images([paths[i] for i in chosen])
-    asked, new = options.queries, len(vectors) // 20
-    own, added, base = np.split(vectors, [asked, asked + new])
-    given = Given(np.ascontiguousarray(base), pictures[asked:], options.recall)
-    return given, added, {"own": own, "others": pictures[:asked]}
+    asked = options.queries
+    some = generator.permutation
+    texts, pictures = encoder.encode_texts, encoder.encode_images
+    # Of the kind that only asks, as many as are asked, and some to tune by.
+    if options.searched == "captions":
+        vectors = texts([*captions])
+        others = pictures([paths[i] for i in some(len(paths))[: asked + 1000]])
+    else:
+        vectors = pictures(paths)
+        sentences = [*captions]
+        others = texts([sentences[i] for i in some(len(sentences))[: asked + 1000]])
+    vectors = vectors[some(len(vectors))]
+    own, added, base = np.split(vectors, [asked, asked + len(vectors) // 20])
+    given = Given(np.ascontiguousarray(base), others[asked:], options.recall)
+    return given, added, {"own": own, "others": others[:asked]}
 
 
 def main() -> None:
@@ -426,8 +432,9 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=500)
     parser.add_argument("--recall", type=float, default=0.99)
     parser.add_argument("--only", nargs="*", choices=[*CONTENDERS], default=[*CONTENDERS])
-    parser.add_argument("--pictures", type=Path, help="a folder of pictures to ask with")
+    parser.add_argument("--pictures", type=Path, help="a folder of pictures")
     parser.add_argument("--captions", type=Path, nargs="*", help="TSV with captions, or lines")
+    parser.add_argument("--searched", choices=["captions", "pictures"], default="captions")
     parser.add_argument("--reopen", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.reopen:
@@ -435,7 +442,7 @@ def main() -> None:
         print(json.dumps(reopened(name, Path(path), Path(rows))))
         return
     if options.pictures:
-        given, new, queries = encoded(options.pictures, options.captions, options)
+        given, new, queries = encoded(options)
     else:
         given, new, queries = synthetic(options)
     exact = faiss.IndexFlatIP(given.base.shape[1])
@@ -478,7 +485,7 @@ def main() -> None:
         del built
         # What there is so far: some of the others may take very long.
         figures |= {"p50_ms_at_recall": at_equal_recall(results), "indexes": results}
-        report = "index_encoded" if options.pictures else "index"
+        report = f"index_{options.searched}" if options.pictures else "index"
         write_report(report, figures, seed=7)
         draw(figures, RESULTS / f"{report}.png")
 

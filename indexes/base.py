@@ -16,7 +16,7 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["WRITING", "IndexFileError", "Neighbors", "VectorIndex", "replacing"]
+__all__ = ["WRITING", "IndexFileError", "Neighbors", "VectorIndex", "ascending", "replacing"]
 
 WRITING = ".writing-"
 """What the names of temporary folders begin with."""
@@ -37,6 +37,12 @@ class Neighbors:
 
     ids: NDArray[np.int64]
     scores: NDArray[np.float32]
+
+
+def ascending(ids: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return each id once, ascending; those that are so already, as they are."""
+    # To see that is a fiftieth of the work of sorting a hundred thousand.
+    return ids if ids.ndim == 1 and bool((ids[1:] > ids[:-1]).all()) else np.unique(ids)
 
 
 class VectorIndex(ABC):
@@ -118,7 +124,7 @@ class VectorIndex(ABC):
             queries: unit vectors; one of shape `[dim]` counts as a batch of one.
             k: at least 1.
             effort: how hard an approximate index looks (its own unit); an exact one ignores it.
-            among: `int64[m]`, the only ids that may be returned.
+            among: `int64[m]`, the only ids that may be returned; quickest where they ascend.
 
         Raises:
             ValueError: `k` is below 1 or the dimension differs.
@@ -127,7 +133,7 @@ class VectorIndex(ABC):
         if k < 1:
             raise ValueError(f"k must be at least 1, not {k}")
         rows = self._rows(np.atleast_2d(np.asarray(queries, dtype=np.float32)))
-        allowed = None if among is None else np.unique(np.asarray(among, dtype=np.int64))
+        allowed = None if among is None else ascending(np.asarray(among, dtype=np.int64))
         found = min(k, len(self) if allowed is None else len(allowed), len(self))
         if found == 0 or len(rows) == 0:
             shape = (len(rows), k)

@@ -37,6 +37,8 @@ __all__ = [
 
 FEW_ROWS = 2_000
 """Up to so many allowed rows are gathered; with more, all are passed over with a bitmap in hand."""
+SORTING_COSTS = 30
+"""As much for each row as to pass over so many flags."""
 MANY_QUERIES = 16
 """From so many on, decoding a block once and one matrix product beat a scan for each query."""
 BLOCK_ROWS = 1 << 15
@@ -90,13 +92,20 @@ class IdMap:
         self._ids = ids if self._order is None else ids[self._order]
 
     def rows(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the rows, ascending, of those ids (`int64[m]`, distinct) that are there."""
+        """Return the rows, ascending, of those ids (`int64[m]`, ascending) that are there."""
         if len(self._ids) == 0:
             return np.empty(0, dtype=np.int64)
         places = np.searchsorted(self._ids, ids)
         places[places == len(self._ids)] = 0
         places = places[(self._ids[places] == ids) & (ids >= 0)]
-        return np.sort(places if self._order is None else self._order[places])
+        if self._order is None:
+            return places
+        rows = self._order[places]
+        if len(rows) * SORTING_COSTS < len(self._ids):
+            return np.sort(rows)
+        there = np.zeros(len(self._ids), dtype=np.bool_)
+        there[rows] = True
+        return np.flatnonzero(there)
 
 
 def half_precision(dim: int) -> Any:  # noqa: ANN401 (FAISS has no types)
