@@ -34,7 +34,7 @@ def dedup(
         Path | None,
         typer.Argument(
             parser=path_argument,
-            metavar="[LIBRARY]",
+            metavar="LIBRARY",
             help="The same as --library.",
             show_default=False,
         ),
@@ -155,8 +155,10 @@ def _say_sums(found: Duplicates, kinds: list[Kind]) -> None:
         groups = [group for group in found.groups if group.kind is kind]
         spare = sum(len(group.spare) for group in groups)
         freed = _megabytes(sum(group.freeable_bytes for group in groups))
-        plural = "" if len(groups) == 1 else "s"
-        parts.append(f"{kind}: {len(groups):,} group{plural}, {spare:,} spare files, {freed}")
+        if groups:
+            named = "1 group" if len(groups) == 1 else f"{len(groups):,} groups"
+            files = "1 spare file" if spare == 1 else f"{spare:,} spare files"
+            parts.append(f"{kind}: {named}, {files}{f' of {freed}' if spare else ''}")
     if found.groups:
         say(" · ".join(parts))
         say("Nothing was changed.")
