@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from mmsearch.retrieval.exchange.adoption import import_library
     from mmsearch.retrieval.exchange.export import export_library
     from mmsearch.retrieval.ingest import index
+    from mmsearch.retrieval.library_duplicates import find_duplicates
     from mmsearch.retrieval.library_evaluation import evaluate_library
     from mmsearch.retrieval.model_change import migrate
     from mmsearch.retrieval.schema import Hit, Results, Target
@@ -39,6 +40,7 @@ __all__ = [
     "evaluate",
     "evaluate_library",
     "export_library",
+    "find_duplicates",
     "import_library",
     "index",
     "load_encoder",
@@ -57,6 +59,7 @@ _ORIGIN = {
     "evaluate": ("mmsearch.retrieval.evaluation", "evaluate"),
     "evaluate_library": ("mmsearch.retrieval.library_evaluation", "evaluate_library"),
     "export_library": ("mmsearch.retrieval.exchange.export", "export_library"),
+    "find_duplicates": ("mmsearch.retrieval.library_duplicates", "find_duplicates"),
     "import_library": ("mmsearch.retrieval.exchange.adoption", "import_library"),
     "index": ("mmsearch.retrieval.ingest", "index"),
     "load_encoder": ("mmsearch.retrieval.encoders", "load_encoder"),

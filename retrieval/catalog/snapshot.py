@@ -57,6 +57,13 @@ class Snapshot:
         pictures, captions = (self._connection.scalar(one) or 0 for one in statements)
         return pictures, captions
 
+    def files(self) -> Iterator[tuple[int, Picture]]:
+        """Yield the id and the facts of every picture, in no particular order."""
+        names = [field.name for field in fields(Picture)]
+        statement = select(tables.file.c.id, *(tables.file.c[name] for name in names))
+        for id_, *facts in self._connection.execution_options(yield_per=4096).execute(statement):
+            yield id_, Picture(**dict(zip(names, facts, strict=True)))
+
     def pictures(
         self, encoder_id: int, dim: int, *, captioned: bool | None = None
     ) -> Iterator[list[StoredPicture]]:
