@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from mmsearch.retrieval.library_duplicates import find_duplicates
     from mmsearch.retrieval.library_evaluation import evaluate_library
     from mmsearch.retrieval.model_change import migrate
+    from mmsearch.retrieval.recommend import Recommender
     from mmsearch.retrieval.schema import Hit, Results, Target
+    from mmsearch.retrieval.signals import Signals
     from mmsearch.retrieval.tuning import tune
 
 __version__ = "0.1.0"
@@ -33,8 +35,10 @@ __all__ = [
     "Encoder",
     "Hit",
     "MmsearchError",
+    "Recommender",
     "Results",
     "SearchEngine",
+    "Signals",
     "Target",
     "__version__",
     "evaluate",
@@ -53,8 +57,10 @@ _ORIGIN = {
     "Encoder": ("mmsearch.retrieval.encoders", "Encoder"),
     "Hit": ("mmsearch.retrieval.schema", "Hit"),
     "MmsearchError": ("mmsearch.errors", "MmsearchError"),
+    "Recommender": ("mmsearch.retrieval.recommend", "Recommender"),
     "Results": ("mmsearch.retrieval.schema", "Results"),
     "SearchEngine": ("mmsearch.retrieval.engine", "SearchEngine"),
+    "Signals": ("mmsearch.retrieval.signals", "Signals"),
     "Target": ("mmsearch.retrieval.schema", "Target"),
     "evaluate": ("mmsearch.retrieval.evaluation", "evaluate"),
     "evaluate_library": ("mmsearch.retrieval.library_evaluation", "evaluate_library"),

@@ -20,6 +20,7 @@ from mmsearch.retrieval.commands.models import models
 from mmsearch.retrieval.commands.optimize import optimize
 from mmsearch.retrieval.commands.options import EXIT_INTERRUPTED
 from mmsearch.retrieval.commands.query import query
+from mmsearch.retrieval.commands.recommend import recommend
 from mmsearch.retrieval.commands.status import status
 from mmsearch.retrieval.commands.train import train
 from mmsearch.retrieval.commands.tune import tune
@@ -77,6 +78,7 @@ for command in (
     index,
     query,
     dedup,
+    recommend,
     evaluate,
     train,
     tune,

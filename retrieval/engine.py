@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from threading import Lock
@@ -15,19 +15,22 @@ from mmsearch.errors import MmsearchError, ModelError, ModelMismatch, QueryError
 from mmsearch.indexes import IndexFileError
 from mmsearch.retrieval.encoders import DEFAULT_MODEL, load_encoder
 from mmsearch.retrieval.library import Library
+from mmsearch.retrieval.liked import Liked
 from mmsearch.retrieval.question import Question
-from mmsearch.retrieval.schema import Fusion, Hit, Results, Target, tell_apart
+from mmsearch.retrieval.schema import Fusion, Hit, Results, Strategy, Target, tell_apart
+from mmsearch.retrieval.taste import HALF_LIFE_DAYS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import numpy as np
-    from numpy.typing import NDArray
+    from numpy.typing import ArrayLike, NDArray
 
     from mmsearch.indexes import VectorIndex
     from mmsearch.retrieval.adapter import Adapter
     from mmsearch.retrieval.catalog import LibraryRow
     from mmsearch.retrieval.encoders import Encoder
+    from mmsearch.retrieval.liked import PictureItem
     from mmsearch.retrieval.question import ImageSource
 
 __all__ = ["SearchEngine", "open_engine"]
@@ -163,6 +166,56 @@ class SearchEngine:
             considered=len(index),
             adapter=state.adapter_id if adapted else None,
         )
+
+    def recommend(
+        self,
+        like: Sequence[PictureItem] = (),
+        dislike: Sequence[PictureItem] = (),
+        history: Sequence[tuple[PictureItem, float]] = (),
+        *,
+        k: int = 10,
+        among: ArrayLike | None = None,
+        exclude_seen: bool = True,
+        diversity: float = 0.0,
+        strategy: Strategy | str = Strategy.AVERAGE,
+        half_life: float = HALF_LIFE_DAYS,
+    ) -> Results:
+        """Return up to `k` pictures that somebody with this taste would like.
+
+        Of whom nothing is known they get pictures that stand for the whole library. Recommending to
+        many at once, and from vectors alone, is what `Recommender` is for.
+
+        Args:
+            like: pictures that are liked: ids, paths in the library (relative to it or absolute),
+                or picture files elsewhere, which are embedded.
+            dislike: the same of what is not liked; never among the answers.
+            history: pictures of the library with how many days ago they were seen: liked the less
+                the longer ago. What is no picture of the library is ignored, and told.
+            k: at least 1; fewer come only where there are not as many.
+            among: `int64[m]`, the only ids that may be answers.
+            exclude_seen: leave out what is liked or in the history.
+            diversity: 0 (the most fitting) to 1 (as different from each other as can be).
+            strategy: see `Strategy`.
+            half_life: days after which a picture of the history counts half.
+
+        Raises:
+            QueryError: a picture cannot be found or read, or an argument is out of its range.
+            ModelMismatch: as from `search`.
+            ModelError: as from `search`.
+        """
+        started = time.perf_counter()
+        liked = Liked(like, dislike, history, strategy, diversity, half_life, exclude_seen)
+        while True:
+            state, row = self._state(Target.IMAGES), self.library.catalog.library()
+            if row.stamp == state.stamp:
+                break
+        try:
+            found = liked.recommend(self.library, row, state.encoder, state.index, k, among)
+        except IndexFileError as error:
+            logger.warning("%s; making it anew from the catalog", error)
+            index = self._renewed(Target.IMAGES)
+            found = liked.recommend(self.library, row, state.encoder, index, k, among)
+        return replace(found, took_ms=(time.perf_counter() - started) * 1000)
 
     def _hits(
         self,

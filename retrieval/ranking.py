@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     Vectors = NDArray[np.float16] | NDArray[np.float32]
 
-__all__ = ["kth_best_scores", "pair_scores", "ranks_both_ways"]
+__all__ = ["exact_scores", "kth_best_scores", "pair_scores", "ranks_both_ways"]
 
 BLOCK = (1024, 4096)
 """Rows and columns of scores at once: 32 MiB in float64."""
@@ -97,6 +97,17 @@ def pair_scores(
         scores[rows] = np.einsum(
             "q...d,qd->q...", _exact(items[item_of[rows]]), _exact(queries[rows])
         )
+    return scores
+
+
+def exact_scores(queries: Vectors, items: Vectors) -> NDArray[np.float64]:
+    """Return `float64[q, n]`, the very scores that the blocks give, for what memory has room for.
+
+    Args:
+        queries: `float[q, dim]`.
+        items: `float[n, dim]`.
+    """
+    scores: NDArray[np.float64] = _exact(queries) @ _exact(items).T
     return scores
 
 

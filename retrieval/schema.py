@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 __all__ = [
+    "Basis",
     "Caption",
     "EncoderSpec",
     "Fusion",
@@ -19,7 +20,9 @@ __all__ = [
     "Query",
     "QueryPart",
     "Results",
+    "Strategy",
     "Target",
+    "TasteQuery",
     "tell_apart",
 ]
 
@@ -189,6 +192,68 @@ class Query:
         return self.text or "" if self.image is None else {"image": self.image}
 
 
+class Strategy(StrEnum):
+    """How likes and dislikes become one order, see `retrieval.taste`."""
+
+    AVERAGE = "average"
+    """By similarity to the middle of what is liked, away from the middle of what is not."""
+
+    BEST_SCORE = "best_score"
+    """By similarity to the one liked item that is nearest, unless a disliked one is nearer."""
+
+
+class Basis(StrEnum):
+    """What a recommendation was made from."""
+
+    TASTE = "taste"
+    """Likes, dislikes or a history."""
+
+    POPULAR = "popular"
+    """None of these, so what is popular."""
+
+    REPRESENTATIVE = "representative"
+    """None of these and no popularity either, so a set that stands for everything there is."""
+
+
+@dataclass(frozen=True, slots=True)
+class TasteQuery(Query):
+    """A question without words: what would somebody like?
+
+    Attributes:
+        like: names of pictures that are liked.
+        dislike: names of pictures that are not.
+        history: names of pictures that were seen, and how many days ago.
+        strategy: how all this became one order.
+        half_life: days after which an item of the history counts half.
+        diversity: 0 (the most similar) to 1 (the most different), see `retrieval.diversity`.
+        basis: what the answer was made from.
+        ignored: names in the history that are no pictures of the library.
+    """
+
+    parts: tuple[QueryPart, ...] = ()
+    like: tuple[str, ...] = ()
+    dislike: tuple[str, ...] = ()
+    history: tuple[tuple[str, float], ...] = ()
+    strategy: Strategy = Strategy.AVERAGE
+    half_life: float = 30.0
+    diversity: float = 0.0
+    basis: Basis = Basis.TASTE
+    ignored: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as JSON values; a half-life without end is null."""
+        return {
+            "like": list(self.like),
+            "dislike": list(self.dislike),
+            "history": [{"item": item, "age_days": age} for item, age in self.history],
+            "strategy": self.strategy.value,
+            "half_life_days": None if self.half_life == float("inf") else self.half_life,
+            "diversity": self.diversity,
+            "basis": self.basis.value,
+            "ignored": list(self.ignored),
+        }
+
+
 @dataclass(frozen=True, slots=True)
 class Hit:
     """One answer.
@@ -198,7 +263,8 @@ class Hit:
         id: the picture's key in the catalog.
         path: relative to the library's root, with forward slashes.
         score: cosine similarity in [-1, 1], higher is better; of a question of several parts, what
-            its fusion makes of them, see `retrieval.fusion`.
+            its fusion makes of them, see `retrieval.fusion`; of a recommendation, see
+            `retrieval.recommend.Recommendation`.
         caption: the caption that was found, when captions were asked for.
         taken_at: when the picture was taken, by its own metadata (local time).
         width: upright width in pixels.

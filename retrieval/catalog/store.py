@@ -272,6 +272,19 @@ class Catalog:
                 for path, id_, size, mtime_ns, sidecars, embedded in rows
             }
 
+    def embedded_ids(self, paths: Sequence[str], encoder_id: int) -> dict[str, int]:
+        """Return the ids of those of the paths whose pictures this encoder has embedded."""
+        file, vector = tables.file.c, tables.file_vector.c
+        statement = select(file.path, file.id).join(
+            tables.file_vector, (vector.file_id == file.id) & (vector.encoder_id == encoder_id)
+        )
+        with self._connect() as connection:
+            return {
+                path: id_
+                for part in tables.in_parts(paths)
+                for path, id_ in connection.execute(statement.where(file.path.in_(part)))
+            }
+
     def known_problems(self) -> dict[str, KnownProblem]:
         """Return every file that could not be indexed, by path."""
         columns = tables.problem.c

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy import (
     Column,
@@ -63,11 +63,13 @@ class FilePath(TypeDecorator[str]):
         return os.fsdecode(value) if isinstance(value, bytes) else value
 
 
+_Value = TypeVar("_Value")
+
 PARAMETERS_PER_STATEMENT = 30_000
 """SQLite takes at most 32,766 parameters in one statement."""
 
 
-def in_parts(values: Sequence[int]) -> Iterator[Sequence[int]]:
+def in_parts(values: Sequence[_Value]) -> Iterator[Sequence[_Value]]:
     """Split what one statement could not take."""
     for start in range(0, len(values), PARAMETERS_PER_STATEMENT):
         yield values[start : start + PARAMETERS_PER_STATEMENT]

@@ -1,0 +1,254 @@
+"""Recommending pictures of a library: by those that are liked, in it or elsewhere."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+from unicodedata import normalize
+
+import numpy as np
+from PIL import Image
+
+from mmsearch.errors import QueryError, SourceError
+from mmsearch.retrieval.question import ImageSource, Question
+from mmsearch.retrieval.recommend import Recommender
+from mmsearch.retrieval.schema import Fusion, Results, Strategy, Target, TasteQuery
+from mmsearch.retrieval.taste import HALF_LIFE_DAYS
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
+
+    from mmsearch.indexes import VectorIndex
+    from mmsearch.retrieval.catalog import LibraryRow
+    from mmsearch.retrieval.encoders import Encoder
+    from mmsearch.retrieval.library import Library
+    from mmsearch.retrieval.signals import Item
+
+__all__ = ["Liked", "PictureItem", "read_history"]
+
+PictureItem = int | Path | str | Image.Image
+"""A picture's id in the library, its path there, a picture file elsewhere or one in memory."""
+
+DAY_S = 86_400
+
+
+@dataclass(frozen=True, slots=True)
+class Liked:
+    """What somebody likes of a library, and how to recommend from it.
+
+    Attributes:
+        like: pictures that are liked.
+        dislike: pictures that are not.
+        history: pictures of the library and how many days ago each was seen; others are ignored.
+        strategy: see `Strategy`.
+        diversity: 0 to 1.
+        half_life: days after which a picture of the history counts half.
+        exclude_seen: whether to leave out what is liked or in the history.
+    """
+
+    like: Sequence[PictureItem] = ()
+    dislike: Sequence[PictureItem] = ()
+    history: Sequence[tuple[PictureItem, float]] = ()
+    strategy: Strategy | str = Strategy.AVERAGE
+    diversity: float = 0.0
+    half_life: float = HALF_LIFE_DAYS
+    exclude_seen: bool = True
+
+    def recommend(
+        self,
+        library: Library,
+        row: LibraryRow,
+        encoder: Encoder,
+        index: VectorIndex,
+        k: int,
+        among: ArrayLike | None,
+    ) -> Results:
+        """Return up to `k` pictures; how long that took is the caller's to say.
+
+        Args:
+            library: whose pictures are recommended.
+            row: its state.
+            encoder: the one of that state; embeds pictures that are not in the library.
+            index: of that state's pictures.
+            k: how many, at least 1.
+            among: `int64[m]`, the only ids that may be recommended.
+
+        Raises:
+            QueryError: a picture is nowhere to be found or cannot be read, or an argument is out
+                of its range.
+            IndexFileError: as from `VectorIndex.search`.
+        """
+        catalog = library.catalog
+        encoder_id, spec = library.active_encoder(row)
+
+        def vectors_of(ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float16]]:
+            return catalog.vectors_of(Target.IMAGES, encoder_id, spec.dim, ids)
+
+        items = _Items(library, encoder_id, encoder)
+        past, ignored = items.past(self.history)
+        recommender = Recommender.over(index, vectors_of)
+        found = recommender.recommend(
+            items.found(self.like),
+            items.found(self.dislike),
+            past,
+            k=k,
+            among=among,
+            exclude_seen=self.exclude_seen,
+            diversity=self.diversity,
+            strategy=self.strategy,
+            half_life=self.half_life,
+        )
+        considered = len(index)
+        if among is not None:
+            considered = int(index.has(np.unique(np.asarray(among, dtype=np.int64))).sum())
+        return Results(
+            query=TasteQuery(
+                like=tuple(map(_name, self.like)),
+                dislike=tuple(map(_name, self.dislike)),
+                history=tuple((_name(item), float(age)) for item, age in self.history),
+                strategy=Strategy(self.strategy),
+                half_life=self.half_life,
+                diversity=self.diversity,
+                basis=found.basis,
+                ignored=ignored,
+            ),
+            library=library.root,
+            model=spec.label,
+            hits=catalog.file_hits([*zip(found.ids.tolist(), found.scores.tolist(), strict=True)]),
+            exact=index.exact,
+            took_ms=0.0,
+            considered=considered,
+            recall=index.recall,
+        )
+
+
+class _Items:
+    """Looks pictures up in a library, and embeds those that are elsewhere."""
+
+    def __init__(self, library: Library, encoder_id: int, encoder: Encoder) -> None:
+        self._library, self._encoder_id, self._encoder = library, encoder_id, encoder
+
+    def found(self, items: Sequence[PictureItem]) -> list[Item]:
+        """Return ids, and vectors of pictures that are not in the library.
+
+        Raises:
+            QueryError: there is no such picture, or it cannot be read.
+        """
+        if isinstance(items, (str, Path, Image.Image)):
+            items = [items]
+        ids = self._ids([item for item in items if isinstance(item, (str, Path))])
+        found: list[Item] = []
+        for item in items:
+            if isinstance(item, (int, np.integer)):
+                found.append(item)
+            elif isinstance(item, (str, Path)) and str(item) in ids:
+                found.append(ids[str(item)])
+            else:
+                found.append(self._embedded(item))
+        return found
+
+    def past(
+        self, history: Sequence[tuple[PictureItem, float]]
+    ) -> tuple[list[tuple[int, float]], tuple[str, ...]]:
+        """Return ids with ages, and the names of what the library does not hold."""
+        ids = self._ids([item for item, _ in history if isinstance(item, (str, Path))])
+        numbers = [item for item, _ in history if isinstance(item, (int, np.integer))]
+        if numbers:
+            known = self._library.catalog.vector_ids(Target.IMAGES, self._encoder_id)
+            ids |= {str(id_): id_ for id_ in np.intersect1d(numbers, known).tolist()}
+        past = [(ids[_name(item)], age) for item, age in history if _name(item) in ids]
+        return past, tuple(_name(item) for item, _ in history if _name(item) not in ids)
+
+    def _ids(self, paths: Sequence[str | Path]) -> dict[str, int]:
+        """Return the ids of those that are in the library, by the name they were given."""
+        ways = {str(path): [*_ways(self._library.root, path)] for path in paths}
+        every = sorted({way for each in ways.values() for way in each})
+        ids = self._library.catalog.embedded_ids(every, self._encoder_id)
+        found = {
+            name: next((ids[way] for way in each if way in ids), None)
+            for name, each in ways.items()
+        }
+        return {name: id_ for name, id_ in found.items() if id_ is not None}
+
+    def _embedded(self, item: ImageSource) -> NDArray[np.float32]:
+        if isinstance(item, (str, Path)) and not _is_there(Path(item)):
+            raise QueryError(
+                f"{item} is neither a picture of the library at {self._library.root} nor a file. "
+                "Give the path of a picture, in the library's folder or anywhere else."
+            )
+        vectors, _ = Question.of(None, [item], None, Fusion.EARLY).embedded(self._encoder, None)
+        row: NDArray[np.float32] = vectors[0]
+        return row
+
+
+def _name(item: PictureItem) -> str:
+    return str(getattr(item, "filename", None) or item)
+
+
+def _ways(root: Path, path: str | Path) -> Iterator[str]:
+    """Yield the names that a path may have in a library: as it is, and from where we are."""
+    names = [Path(os.path.normpath(path)).as_posix()]
+    for real in (os.path.abspath, os.path.realpath):
+        with suppress(ValueError):  # on another drive of Windows
+            names.append(Path(os.path.relpath(real(path), real(root))).as_posix())
+    for name in names:
+        # macOS lists names decomposed, people type them composed.
+        yield from (name, normalize("NFC", name), normalize("NFD", name))
+
+
+def _is_there(path: Path) -> bool:
+    # A picture may lie inside a tar or Parquet file.
+    return any(os.path.isfile(each) for each in (path, *path.parents))  # noqa: PTH113
+
+
+def read_history(file: Path, now: datetime) -> list[tuple[str | Path, float]]:
+    """Read a history: a picture, a tabulator, and its age in days or the ISO date it was seen at.
+
+    Paths are relative to the library or to the file, or absolute. A first line whose second field
+    is `age_days` or `date` is a header. Dates without an offset are local time.
+
+    Args:
+        file: UTF-8.
+        now: with an offset; what ages count from.
+
+    Raises:
+        SourceError: it cannot be read, or a line is none of this.
+    """
+    try:
+        text = file.read_text(encoding="utf-8-sig", errors="surrogateescape")
+    except OSError as error:
+        raise SourceError(f"The history {file} cannot be read: {error.strerror}.") from error
+    found: list[tuple[str | Path, float]] = []
+    for number, line in enumerate(text.splitlines(), 1):
+        path, tab, when = line.rpartition("\t")
+        if not line.strip() or (number == 1 and when.strip() in {"age_days", "date"}):
+            continue
+        age = _age(when.strip(), now) if tab and path else None
+        if age is None or not 0 <= age < float("inf"):
+            raise SourceError(
+                f"{file}, line {number}: a picture, a tabulator and its age in days or an ISO date "
+                f"that is past are expected, such as a.jpg<TAB>3 or a.jpg<TAB>2026-01-31, not "
+                f"{line!r}."
+            )
+        beside = file.absolute().parent / path
+        found.append((beside if _is_there(beside) else path, age))
+    return found
+
+
+def _age(text: str, now: datetime) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        pass
+    try:
+        seen = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    # What was seen today, by a date alone or by a clock that is a little fast, is of today.
+    age = (now - seen.astimezone()).total_seconds() / DAY_S
+    return 0.0 if -1 < age < 0 else age
