@@ -10,6 +10,7 @@ import typer
 
 from mmsearch import __version__
 from mmsearch.errors import MmsearchError
+from mmsearch.retrieval.commands.browse import browse
 from mmsearch.retrieval.commands.evaluate import evaluate
 from mmsearch.retrieval.commands.export import export
 from mmsearch.retrieval.commands.import_ import import_
@@ -75,6 +76,7 @@ def _options(
 for command in (
     index,
     query,
+    browse,
     evaluate,
     train,
     tune,
