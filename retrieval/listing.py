@@ -79,7 +79,10 @@ def cells_of(record: dict[str, Any], names: Iterable[str]) -> list[str]:
 
 def each_picture_once(results: Results) -> list[Hit]:
     """Return the best hit of each picture, best first: several captions may have found one."""
-    return list({hit.path: hit for hit in reversed(results.hits)}.values())[::-1]
+    best: dict[str, Hit] = {}
+    for hit in results.hits:
+        best.setdefault(hit.path, hit)
+    return list(best.values())
 
 
 def shell_path(results: Results, hit: Hit, working: Path) -> str:

@@ -137,7 +137,7 @@ class Browser(App[None]):
     CSS = """
     #box { border: none; height: 1; padding: 0 1; }
     #said { height: 1; padding: 0 1; text-style: bold; }
-    Sheet { height: 1fr; layout: grid; grid-size: 1; grid-gutter: 0 1; }
+    Sheet { height: 1fr; layout: grid; grid-size: 1; grid-rows: auto; grid-gutter: 0 1; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "pictures", "pictures", show=False),

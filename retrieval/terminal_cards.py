@@ -85,7 +85,7 @@ class Card(Vertical):
         self._box = columns, max(1, min(rows, height - AROUND_ROWS))
         self.query_one(Container).styles.height = self._box[1]
         for image in self.query(self._image_class):
-            self._size(image)
+            self._set_size(image)
 
     async def show(self, picture: Image | str) -> None:
         """Show a picture, or the reason why there is none."""
@@ -98,10 +98,10 @@ class Card(Vertical):
             await frame.mount(Static(picture, classes="lost", markup=False))
             return
         image = self._image_class(picture)
-        self._size(image)
+        self._set_size(image)
         await frame.mount(image)
 
-    def _size(self, image: Any) -> None:  # noqa: ANN401
+    def _set_size(self, image: Any) -> None:  # noqa: ANN401
         if self.picture is None or isinstance(self.picture, str):
             return
         columns, rows = fitted(self.picture.size, self._box, self._cell)
