@@ -11,6 +11,7 @@ import typer
 from mmsearch import __version__
 from mmsearch.errors import MmsearchError
 from mmsearch.retrieval.commands.dedup import dedup
+from mmsearch.retrieval.commands.browse import browse
 from mmsearch.retrieval.commands.evaluate import evaluate
 from mmsearch.retrieval.commands.export import export
 from mmsearch.retrieval.commands.import_ import import_
@@ -79,6 +80,7 @@ for command in (
     query,
     dedup,
     recommend,
+    browse,
     evaluate,
     train,
     tune,

@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from mmsearch.retrieval.commands.options import (
     EXIT_NOTHING_MATCHED,
-    Json,
     LibraryOption,
     chosen_library,
-    described_search,
     path_argument,
 )
+from mmsearch.retrieval.commands.showing import Showing, with_showing
 from mmsearch.retrieval.schema import Fusion
-from mmsearch.retrieval.terminal import print_json, printable, read_large_pictures, say
-
-if TYPE_CHECKING:
-    from mmsearch.retrieval.schema import Results
+from mmsearch.retrieval.terminal import read_large_pictures, say
 
 __all__ = ["query"]
 
 
+@with_showing
 def query(
     text: Annotated[str | None, typer.Argument(help="What the picture shows.")] = None,
     image: Annotated[
@@ -51,7 +47,8 @@ def query(
     to: Annotated[str, typer.Option(help="Look for images or for captions.")] = "images",
     k: Annotated[int, typer.Option("-k", help="How many answers.")] = 10,
     library: LibraryOption = None,
-    as_json: Json = False,
+    *,
+    showing: Showing,
 ) -> None:
     """Find pictures by words, by pictures or by both; find captions of a picture.
 
@@ -76,33 +73,7 @@ def query(
         results = engine.search(
             texts or None, image=image or None, weights=weight or None, fusion=fusion, to=to, k=k
         )
-    if as_json:
-        print_json(results.to_json())
-    else:
-        _print_results(results)
+    showing(results)
     if not results.hits:
         say("Nothing in this library to choose from." if not results.considered else "No match.")
         raise typer.Exit(EXIT_NOTHING_MATCHED)
-
-
-def _print_results(results: Results) -> None:
-    """Print aligned columns for a person, tab-separated ones for a program."""
-    rows = [
-        (
-            str(hit.rank),
-            f"{hit.score:.3f}",
-            hit.taken_at.date().isoformat() if hit.taken_at else "-",
-            printable(hit.path),
-            *([printable(hit.caption)] if hit.caption is not None else []),
-        )
-        for hit in results.hits
-    ]
-    if not sys.stdout.isatty():
-        for row in rows:
-            typer.echo("\t".join(row))
-        return
-    width = len(str(len(rows)))
-    for rank, score, date, *rest in rows:
-        typer.echo(f"{rank:>{width}}  {score:>6}  {date:<10}  {'  '.join(rest)}")
-    search = described_search(results.exact, results.recall)
-    say(f"{len(rows)} of {results.considered:,} · {search} · {results.took_ms:.0f} ms")

@@ -1,0 +1,98 @@
+"""Answers as rows and records: what every way of showing them is made from."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmsearch.retrieval.schema import Hit
+
+if TYPE_CHECKING:
+    from mmsearch.retrieval.schema import Results
+
+__all__ = [
+    "Row",
+    "cells_of",
+    "each_picture_once",
+    "field_names",
+    "record_of",
+    "row_of",
+    "shell_path",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One answer in words, for people; names are as the file system has them."""
+
+    rank: str
+    score: str
+    date: str
+    path: str
+    caption: str | None
+
+    @property
+    def facts(self) -> tuple[str, ...]:
+        """What stands before the path."""
+        return self.rank, self.score, self.date
+
+    @property
+    def name(self) -> str:
+        """The file's own name."""
+        return self.path.rpartition("/")[2]
+
+
+def row_of(hit: Hit) -> Row:
+    """Return what people read about a hit."""
+    return Row(
+        rank=str(hit.rank),
+        score=f"{hit.score:.3f}",
+        date=hit.taken_at.date().isoformat() if hit.taken_at else "-",
+        path=hit.path,
+        caption=hit.caption,
+    )
+
+
+def record_of(results: Results, hit: Hit) -> dict[str, Any]:
+    """Return what programs read about a hit: its JSON fields and `file`, its absolute path."""
+    return hit.to_json() | {"file": str(results.file(hit))}
+
+
+def field_names(records: Iterable[dict[str, Any]]) -> list[str]:
+    """Return the names of all fields, in order; of no record, those that every record has."""
+    names = dict.fromkeys(name for record in records for name in record)
+    return list(names) or [*Hit(0, 0, "", 0.0).to_json(), "file"]
+
+
+def cells_of(record: dict[str, Any], names: Iterable[str]) -> list[str]:
+    """Return a record's fields as text: nothing for none, JSON for what has parts of its own."""
+    values = (record.get(name) for name in names)
+    return [
+        "" if value is None else value if isinstance(value, str) else json.dumps(value)
+        for value in values
+    ]
+
+
+def each_picture_once(results: Results) -> list[Hit]:
+    """Return the best hit of each picture, best first: several captions may have found one."""
+    best: dict[str, Hit] = {}
+    for hit in results.hits:
+        best.setdefault(hit.path, hit)
+    return list(best.values())
+
+
+def shell_path(results: Results, hit: Hit, working: Path) -> str:
+    """Return a path that a program started in `working` can open.
+
+    It is relative to `working` where the library is that folder or lies below it, else absolute,
+    and never begins with a dash, which would read as an option.
+    """
+    try:
+        relative = os.fspath(results.library.relative_to(working) / hit.path)
+    except ValueError:
+        return str(results.file(hit))
+    return f"./{relative}" if relative.startswith("-") else relative
