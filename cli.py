@@ -10,8 +10,8 @@ import typer
 
 from mmsearch import __version__
 from mmsearch.errors import MmsearchError
-from mmsearch.retrieval.commands.dedup import dedup
 from mmsearch.retrieval.commands.browse import browse
+from mmsearch.retrieval.commands.dedup import dedup
 from mmsearch.retrieval.commands.evaluate import evaluate
 from mmsearch.retrieval.commands.export import export
 from mmsearch.retrieval.commands.import_ import import_

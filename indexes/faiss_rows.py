@@ -99,8 +99,8 @@ class IdMap:
         places[places == len(self._ids)] = 0
         places = places[(self._ids[places] == ids) & (ids >= 0)]
         if self._order is None:
-            return places
-        rows = self._order[places]
+            return places  # type: ignore[no-any-return]
+        rows: NDArray[np.int64] = self._order[places]
         if len(rows) * SORTING_COSTS < len(self._ids):
             return np.sort(rows)
         there = np.zeros(len(self._ids), dtype=np.bool_)

@@ -26,8 +26,8 @@ WEIGHTS = (1.157, 0.893, -0.663)
 the names that fit the picture best, and a constant. Learned by `bench_no_match.py` from half of its
 concepts."""
 CUT = 0.28
-"""The least probability of the best answer at which there is an answer: of what is there, a tenth is
-below it."""
+"""The least probability of the best answer at which there is an answer: a tenth of what is there is
+below."""
 SHOWN, SOFTNESS = 1.75, 0.8
 """Deviations beyond the mean at which a picture as likely shows a concept as not, and how fast
 that changes. Learned by `bench_negation.py` from half of its pairs."""
@@ -112,13 +112,13 @@ class Calibration:
     def match(
         self, query: NDArray[np.float32], scores: Floats, vectors: NDArray[np.float32]
     ) -> Floats:
-        """Return `float64[n]`, the probability that each picture matches; as `evidence` takes it."""
+        """Return `float64[n]`, the probability that each picture matches; see `evidence`."""
         *weights, constant = WEIGHTS
         return _logistic(self.evidence(query, scores, vectors) @ np.array(weights) + constant)
 
 
 def confidence(match: float) -> str:
-    """Say a probability in words."""
+    """Say in words how probable it is that a picture matches."""
     for least, words in ((0.85, "very likely"), (0.65, "likely"), (CUT, "maybe")):
         if match >= least:
             return words

@@ -4,30 +4,39 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, TypeVar
 
+import numpy as np
+
 from mmsearch import indexes
 from mmsearch.errors import MmsearchError, ModelError, ModelMismatch, QueryError, quoted
 from mmsearch.indexes import IndexFileError
+from mmsearch.retrieval.answering import (
+    Answer,
+    State,
+    Wanted,
+    answer,
+    answer_many,
+    listed,
+)
 from mmsearch.retrieval.encoders import DEFAULT_MODEL, load_encoder
+from mmsearch.retrieval.filters import Filter, SortKey, parse_where
 from mmsearch.retrieval.library import Library
 from mmsearch.retrieval.liked import Liked
 from mmsearch.retrieval.question import Question
-from mmsearch.retrieval.schema import Fusion, Hit, Results, Strategy, Target, tell_apart
+from mmsearch.retrieval.schema import Fusion, Query, Results, Strategy, Target, tell_apart
 from mmsearch.retrieval.taste import HALF_LIFE_DAYS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import numpy as np
-    from numpy.typing import ArrayLike, NDArray
+    from numpy.typing import ArrayLike
 
     from mmsearch.indexes import VectorIndex
-    from mmsearch.retrieval.adapter import Adapter
     from mmsearch.retrieval.catalog import LibraryRow
     from mmsearch.retrieval.encoders import Encoder
     from mmsearch.retrieval.liked import PictureItem
@@ -41,17 +50,6 @@ _Named = TypeVar("_Named", bound=StrEnum)
 
 LONG_LIFE = 1_000
 """Queries that an engine is expected to answer, where that decides whether a GPU pays."""
-
-
-@dataclass(frozen=True, slots=True)
-class _State:
-    """One index, and what makes queries fit it, in one state of the library."""
-
-    stamp: str
-    encoder: Encoder
-    index: VectorIndex
-    adapter_id: int | None
-    adapter: Adapter | None
 
 
 class SearchEngine:
@@ -93,7 +91,7 @@ class SearchEngine:
         self.encoder = encoder
         self._follow = follow
         self._lock = Lock()
-        self._states: dict[Target, _State] = {}
+        self._states: dict[Target, State] = {}
         self.check(library.catalog.library())
 
     def __len__(self) -> int:
@@ -122,21 +120,39 @@ class SearchEngine:
         fusion: Fusion | str = Fusion.EARLY,
         to: Target | str = Target.IMAGES,
         k: int = 10,
+        where: str | Filter | None = None,
+        sort: SortKey | str | None = None,
+        descending: bool = False,
+        cut: float | None = None,
+        group: bool = False,
+        diversity: float = 0.0,
     ) -> Results:
         """Return the `k` pictures, or captions, most similar to words, to pictures or to both.
 
         Args:
-            text: words that describe what is looked for, or several descriptions.
+            text: words that describe what is looked for, with AND, OR and NOT where they are
+                wanted (see `retrieval.logic`), or several descriptions.
             image: a picture that looks like it, or several: paths or Pillow images.
             weights: how much each part counts, texts before pictures; above 0, all the same if
                 not given.
             fusion: how several parts become one answer, see `Fusion`.
             to: look among the library's `images` or its `captions`.
             k: how many answers, at least 1; fewer come where the library holds fewer.
+            where: what answers must be like (`taken >= '2023-06' AND width > height`), see
+                `retrieval.filters`; without words and pictures, all that is like this is listed.
+            sort: put answers in this order instead, see `SortKey`; of the best 200, or `5 k`, those
+                that match, where a cut says so.
+            descending: whether the greatest, or latest, comes first.
+            cut: there is no answer where the best has a lower probability (0 to 1) of matching;
+                `retrieval.calibration.CUT` is what the command line uses. Probabilities are known
+                where one text asks for pictures.
+            group: near-duplicates and pictures of one burst count as one answer.
+            diversity: 0 (none) to 1, how different from each other answers shall be.
 
         Raises:
             QueryError: nothing is asked, a text is empty, `k` is below 1, weights that do not fit,
-                an unknown fusion, or a picture that cannot be read.
+                an unknown fusion, a filter or operators that make no sense, or a picture that
+                cannot be read.
             ModelMismatch: the library was meanwhile embedded again with another encoder, and this
                 engine was opened with one of its caller's choice.
             ModelError: the library's new encoder cannot be loaded.
@@ -144,27 +160,99 @@ class SearchEngine:
         started = time.perf_counter()
         if k < 1:
             raise QueryError(f"k must be at least 1, not {k}.")
-        target = _member(Target, to, "to")
+        if not 0 <= diversity <= 1:
+            raise QueryError(f"diversity is between 0 and 1, not {diversity:g}.")
+        if cut is not None and not 0 <= cut <= 1:
+            raise QueryError(f"The cut is a probability between 0 and 1, not {cut:g}.")
+        wanted = Wanted(
+            target=_member(Target, to, "to"),
+            k=k,
+            filter=parse_where(where) if isinstance(where, str) else where,
+            sort=None if sort is None else _member(SortKey, sort, "sort"),
+            descending=descending,
+            cut=cut,
+            group=group,
+            diversity=diversity,
+        )
+        if wanted.target is Target.CAPTIONS and (group or diversity):
+            raise QueryError("Captions cannot be grouped or spread; leave `group` and `diversity`.")
+        state = self._state(wanted.target)
+        if text is None and image is None and (wanted.filter or wanted.sort):
+            answered = listed(state, wanted, wanted.sort or SortKey.PATH)
+            return self._told(Query((), wanted.target), state, wanted, answered, started)
         question = Question.of(text, image, weights, _member(Fusion, fusion, "fusion"))
-        state = self._state(target)
         vectors, adapted = question.embedded(state.encoder, state.adapter)
-        index = state.index
         try:
-            hits = self._hits(index, question, vectors, target, k)
+            answered = answer(state, question, vectors, wanted)
         except IndexFileError as error:
             logger.warning("%s; making it anew from the catalog", error)
-            index = self._renewed(target)
-            hits = self._hits(index, question, vectors, target, k)
+            state = self._renewed(wanted.target)
+            answered = answer(state, question, vectors, wanted)
+        query = question.told(wanted.target)
+        results = self._told(query, state, wanted, answered, started)
+        return replace(results, adapter=state.row.adapter_id if adapted else None)
+
+    def search_many(
+        self, texts: Sequence[str], *, to: Target | str = Target.IMAGES, k: int = 10
+    ) -> list[Results]:
+        """Return the answers to many texts, each as `search` gives it, in one go.
+
+        Texts are embedded together and put to the index together, which is several times as quick
+        as one after the other. Each result's `took_ms` is its share.
+
+        Args:
+            texts: descriptions, without operators.
+            to: look among the library's `images` or its `captions`.
+            k: how many answers to each, at least 1.
+
+        Raises:
+            QueryError: a text is empty or has operators, or `k` is below 1.
+            ModelMismatch: as from `search`.
+            ModelError: as from `search`.
+        """
+        started = time.perf_counter()
+        if k < 1:
+            raise QueryError(f"k must be at least 1, not {k}.")
+        wanted = Wanted(_member(Target, to, "to"), k)
+        questions = [Question.of(text, None, None, Fusion.EARLY) for text in texts]
+        if any(question.expression for question in questions):
+            raise QueryError("AND, OR and NOT are not understood here; ask with `search`.")
+        if not questions:
+            return []
+        state = self._state(wanted.target)
+        together = Question(tuple(texts), (), (1.0,) * len(texts), Fusion.EARLY)
+        vectors, adapted = together.embedded(state.encoder, state.adapter)
+        try:
+            answers = answer_many(state, questions, vectors, wanted)
+        except IndexFileError as error:
+            logger.warning("%s; making it anew from the catalog", error)
+            state = self._renewed(wanted.target)
+            answers = answer_many(state, questions, vectors, wanted)
+        share = (time.perf_counter() - started) * 1000 / len(questions)
+        return [
+            replace(
+                self._told(question.told(wanted.target), state, wanted, answered, started),
+                adapter=state.row.adapter_id if adapted else None,
+                took_ms=share,
+            )
+            for question, answered in zip(questions, answers, strict=True)
+        ]
+
+    def _told(
+        self, query: Query, state: State, wanted: Wanted, answered: Answer, started: float
+    ) -> Results:
         return Results(
-            query=question.told(target),
+            query=query,
             library=self.library.root,
             model=state.encoder.spec.label,
-            hits=hits,
-            exact=index.exact,
+            hits=answered.hits,
+            exact=state.index.exact,
             took_ms=(time.perf_counter() - started) * 1000,
-            recall=index.recall,
-            considered=len(index),
-            adapter=state.adapter_id if adapted else None,
+            recall=state.index.recall,
+            considered=answered.considered,
+            cut=wanted.cut,
+            nearest=answered.nearest,
+            where=None if wanted.filter is None else str(wanted.filter),
         )
 
     def recommend(
@@ -174,6 +262,7 @@ class SearchEngine:
         history: Sequence[tuple[PictureItem, float]] = (),
         *,
         k: int = 10,
+        where: str | Filter | None = None,
         among: ArrayLike | None = None,
         exclude_seen: bool = True,
         diversity: float = 0.0,
@@ -192,6 +281,7 @@ class SearchEngine:
             history: pictures of the library with how many days ago they were seen: liked the less
                 the longer ago. What is no picture of the library is ignored, and told.
             k: at least 1; fewer come only where there are not as many.
+            where: what answers must be like, as in `search`.
             among: `int64[m]`, the only ids that may be answers.
             exclude_seen: leave out what is liked or in the history.
             diversity: 0 (the most fitting) to 1 (as different from each other as can be).
@@ -209,34 +299,20 @@ class SearchEngine:
             state, row = self._state(Target.IMAGES), self.library.catalog.library()
             if row.stamp == state.stamp:
                 break
+        allowed = among
+        if where is not None:
+            filter_ = parse_where(where) if isinstance(where, str) else where
+            allowed = self.library.catalog.matching(filter_)
+            allowed = allowed if among is None else np.intersect1d(allowed, np.asarray(among))
         try:
-            found = liked.recommend(self.library, row, state.encoder, state.index, k, among)
+            found = liked.recommend(self.library, row, state.encoder, state.index, k, allowed)
         except IndexFileError as error:
             logger.warning("%s; making it anew from the catalog", error)
-            index = self._renewed(Target.IMAGES)
-            found = liked.recommend(self.library, row, state.encoder, index, k, among)
+            state = self._renewed(Target.IMAGES)
+            found = liked.recommend(self.library, row, state.encoder, state.index, k, allowed)
         return replace(found, took_ms=(time.perf_counter() - started) * 1000)
 
-    def _hits(
-        self,
-        index: VectorIndex,
-        question: Question,
-        vectors: NDArray[np.float32],
-        target: Target,
-        k: int,
-    ) -> tuple[Hit, ...]:
-        """Return `k` hits if there are as many: a caption that two sources give counts once."""
-        catalog = self.library.catalog
-        look_up = catalog.file_hits if target is Target.IMAGES else catalog.caption_hits
-        asked = max(1, min(k, len(index)))
-        while True:
-            found = question.search(index, vectors, asked)
-            hits = look_up(found)
-            if len(hits) >= k or asked >= len(index):
-                return hits[:k]
-            asked = min(2 * asked, len(index))
-
-    def _state(self, target: Target) -> _State:
+    def _state(self, target: Target) -> State:
         stamp = self.library.catalog.stamp()
         with self._lock:
             known = self._states.get(target)
@@ -244,7 +320,7 @@ class SearchEngine:
                 known = self._states[target] = self._load(target)
             return known
 
-    def _load(self, target: Target) -> _State:
+    def _load(self, target: Target) -> State:
         while True:
             row = self.library.catalog.library()
             if self._follow and row.encoder not in {None, self.encoder.spec}:
@@ -255,7 +331,7 @@ class SearchEngine:
             # Made from vectors that a change of model dropped meanwhile, it may lack some.
             if self.library.catalog.library().encoder_id == row.encoder_id:
                 index = self._placed(target, index)
-                return _State(row.stamp, self.encoder, index, row.adapter_id, adapter)
+                return State(self.library.catalog, row, self.encoder, index, adapter)
 
     def _placed(self, target: Target, index: VectorIndex) -> VectorIndex:
         """Return the index where its vectors shall be compared; the one before gives its GPU back.
@@ -272,16 +348,16 @@ class SearchEngine:
         devices = None if self._device in {None, "cuda"} else [self._device]
         return indexes.to_gpu(index, devices, wait=False, instead_of=old)
 
-    def _renewed(self, target: Target) -> VectorIndex:
+    def _renewed(self, target: Target) -> State:
         """Make an index anew whose file turned out to be damaged."""
         with self._lock:
             row = self.library.catalog.library()
             self.check(row)
             index = self._placed(target, self.library.build_index(target, row, train=False))
-            self._states[target] = _State(
-                row.stamp, self.encoder, index, row.adapter_id, self.library.adapter(row)
-            )
-            return index
+            adapter = self.library.adapter(row)
+            state = State(self.library.catalog, row, self.encoder, index, adapter)
+            self._states[target] = state
+            return state
 
     def check(self, row: LibraryRow) -> None:
         """Check that the library, in the state that `row` names, is of this engine's encoder.

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmsearch.retrieval.calibration import confidence
 from mmsearch.retrieval.schema import Hit
 
 if TYPE_CHECKING:
@@ -46,15 +48,30 @@ class Row:
         return self.path.rpartition("/")[2]
 
 
-def row_of(hit: Hit) -> Row:
-    """Return what people read about a hit."""
+def row_of(hit: Hit, *, people: bool = True) -> Row:
+    """Return what people read about a hit; programs read the plain score."""
     return Row(
         rank=str(hit.rank),
-        score=f"{hit.score:.3f}",
+        score=_told(hit) if people else _score(hit),
         date=hit.taken_at.date().isoformat() if hit.taken_at else "-",
         path=hit.path,
-        caption=hit.caption,
+        caption=hit.caption or (_similar(hit) if people else None),
     )
+
+
+def _told(hit: Hit) -> str:
+    """Say how well a hit fits: in words where that is known, else by its score."""
+    if hit.match is not None:
+        return confidence(hit.match)
+    return _score(hit)
+
+
+def _score(hit: Hit) -> str:
+    return "-" if math.isnan(hit.score) else f"{hit.score:.3f}"
+
+
+def _similar(hit: Hit) -> str | None:
+    return f"▸ {len(hit.others)} similar" if hit.others else None
 
 
 def record_of(results: Results, hit: Hit) -> dict[str, Any]:

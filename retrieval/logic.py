@@ -24,7 +24,17 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float64]
 
-__all__ = ["And", "Concept", "Expression", "Not", "Or", "concepts", "parse", "probability", "wanted"]
+__all__ = [
+    "And",
+    "Concept",
+    "Expression",
+    "Not",
+    "Or",
+    "concepts",
+    "parse",
+    "probability",
+    "wanted",
+]
 
 _TOKEN = re.compile(r'\s*(?:(?P<mark>[()])|"(?P<quoted>[^"]*)(?P<end>"?)|(?P<word>[^\s()"]+))')
 _OPERATORS = {"AND", "OR", "NOT"}

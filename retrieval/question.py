@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from mmsearch.errors import MediaError, QueryError
+from mmsearch.retrieval import logic
 from mmsearch.retrieval.containers import read_inside
 from mmsearch.retrieval.fusion import calibrated, early, ranks_of, reciprocal_rank, weighted
 from mmsearch.retrieval.media import open_picture
@@ -21,15 +22,21 @@ if TYPE_CHECKING:
 
     from mmsearch.indexes import VectorIndex
     from mmsearch.retrieval.adapter import Adapter
+    from mmsearch.retrieval.calibration import Calibration
     from mmsearch.retrieval.encoders import Encoder
+    from mmsearch.retrieval.logic import Expression
 
-__all__ = ["ImageSource", "Question", "search_composed"]
+__all__ = ["ImageSource", "Question", "search_composed", "search_logic"]
 
 ImageSource = Path | str | Image.Image
 """A path or a picture in memory."""
 
 DEPTH = 200
 """Answers of each part that are compared with every part, at least, and five for each of `k`."""
+ALL = 20_000
+"""Pictures up to which each is compared with every concept of an expression."""
+NEAR = 2_000
+"""In a larger library, how many near to each concept are, at least, and five for each of `k`."""
 BACKGROUND = 1_000
 """Vectors whose scores say what a score means."""
 
@@ -43,12 +50,16 @@ class Question:
         images: pictures that look like it.
         weights: of the texts, then of the images; above 0.
         fusion: how several parts become one answer.
+        expression: what one text with AND, OR and NOT says; `texts` are then its concepts.
+        words: that text, as it was asked.
     """
 
     texts: tuple[str, ...]
     images: tuple[ImageSource, ...]
     weights: tuple[float, ...]
     fusion: Fusion
+    expression: Expression | None = None
+    words: str | None = None
 
     @classmethod
     def of(
@@ -61,7 +72,8 @@ class Question:
         """Check what was asked.
 
         Raises:
-            QueryError: nothing is, a text is empty, or weights do not fit.
+            QueryError: nothing is, a text is empty, weights do not fit, or operators make no
+                sense.
         """
         texts = () if text is None else (text,) if isinstance(text, str) else tuple(text)
         images = (
@@ -80,7 +92,22 @@ class Question:
             )
         if not all(0 < weight < float("inf") for weight in weighed):
             raise QueryError(f"Weights must be above 0, not {min(weighed):g}.")
-        return cls(texts, images, weighed, fusion)
+        expressions = [logic.parse(each) for each in texts]
+        if not any(expressions):
+            return cls(texts, images, weighed, fusion)
+        expression = expressions[0]
+        if count > 1 or expression is None:
+            raise QueryError(
+                "AND, OR and NOT are understood in a question that is one text. Ask without other "
+                "parts, or put such words in quotes."
+            )
+        named = tuple(each.text for each in logic.concepts(expression))
+        return cls(named, (), (1.0,) * len(named), fusion, expression, texts[0])
+
+    @property
+    def of_words(self) -> bool:
+        """Whether it is one text, with operators or without: what probabilities are known of."""
+        return self.expression is not None or (len(self.texts) == 1 and not self.images)
 
     def embedded(
         self, encoder: Encoder, adapter: Adapter | None
@@ -102,26 +129,47 @@ class Question:
         return np.concatenate(rows), bool(self.texts) and adapter is not None
 
     def search(
-        self, index: VectorIndex, vectors: NDArray[np.float32], k: int
+        self,
+        index: VectorIndex,
+        vectors: NDArray[np.float32],
+        k: int,
+        among: NDArray[np.int64] | None = None,
+        calibration: Calibration | None = None,
     ) -> list[tuple[int, float]]:
         """Return ids and scores, best first, of up to `k` answers to the embedded parts.
 
+        Args:
+            index: of what is looked for.
+            vectors: `float32[p, dim]`, as `embedded` returns them.
+            k: at least 1.
+            among: `int64[m]`, ascending, the only ids that may be answers.
+            calibration: what scores mean; a question with operators needs it.
+
         Raises:
-            QueryError: the parts cancel each other out.
+            QueryError: the parts cancel each other out, or operators where no picture is asked for.
             IndexFileError: as from `VectorIndex.search`.
         """
+        if self.expression is not None:
+            if calibration is None:
+                raise QueryError("AND, OR and NOT choose among pictures, not among captions.")
+            ids, scores = search_logic(index, self.expression, vectors, calibration, k, among)
+            return list(zip(ids.tolist(), scores.tolist(), strict=True))
         if len(vectors) == 1:
-            found = index.search(vectors, k)
+            found = index.search(vectors, k, among=among)
             pairs = zip(found.ids[0].tolist(), found.scores[0].tolist(), strict=True)
             return [(id_, score) for id_, score in pairs if id_ >= 0]
         try:
-            ids, scores = search_composed(index, vectors, np.array(self.weights), self.fusion, k)
+            ids, scores = search_composed(
+                index, vectors, np.array(self.weights), self.fusion, k, among
+            )
         except ValueError as error:
             raise QueryError(f"Nothing is like all of it: {error}.") from error
         return list(zip(ids.tolist(), scores.tolist(), strict=True))
 
     def told(self, target: Target) -> Query:
         """Return the question as results tell it."""
+        if self.expression is not None:
+            return Query((QueryPart(text=self.words),), target)
         names = [QueryPart(text=text) for text in self.texts]
         names += [
             QueryPart(image=str(getattr(image, "filename", None) or image)) for image in self.images
@@ -147,6 +195,7 @@ def search_composed(
     weights: NDArray[np.float64],
     fusion: Fusion,
     k: int,
+    among: NDArray[np.int64] | None = None,
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Return the ids and fused scores, best first, of up to `k` answers.
 
@@ -159,20 +208,20 @@ def search_composed(
         weights: `float64[p]`, above 0.
         fusion: how.
         k: at least 1.
+        among: `int64[m]`, ascending, the only ids that may be answers.
 
     Raises:
         ValueError: the parts cancel each other out, where that matters.
         IndexFileError: as from `VectorIndex.search`.
     """
     if fusion is Fusion.EARLY:
-        found = index.search(early(vectors, weights), k)
+        found = index.search(early(vectors, weights), k, among=among)
         known = found.ids[0] >= 0
         return found.ids[0][known], found.scores[0][known].astype(np.float64)
     asked = (
         np.concatenate([vectors, early(vectors, weights)]) if fusion is Fusion.HYBRID else vectors
     )
-    near = index.search(asked, max(DEPTH, 5 * k)).ids
-    ids = np.unique(near[near >= 0])
+    ids = _near(index, asked, max(DEPTH, 5 * k), among)
     if len(ids) == 0:
         return ids, np.empty(0)
     scores = _scores(index, asked, ids)
@@ -189,6 +238,54 @@ def search_composed(
             fused = reciprocal_rank(both, np.ones(2))
     best = np.lexsort((ids, -fused))[:k]
     return ids[best], fused[best]
+
+
+def search_logic(
+    index: VectorIndex,
+    expression: Expression,
+    vectors: NDArray[np.float32],
+    calibration: Calibration,
+    k: int,
+    among: NDArray[np.int64] | None = None,
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Return the ids and probabilities, best first, of up to `k` pictures that fit an expression.
+
+    In a library of up to `ALL` pictures, or where nothing but a NOT is asked, all are compared;
+    else what is near to a concept that is wanted.
+
+    Args:
+        index: of pictures.
+        expression: what `logic.parse` returned.
+        vectors: `float32[p, dim]`, unit rows, one for each of `logic.concepts`.
+        calibration: what scores mean.
+        k: at least 1.
+        among: `int64[m]`, ascending, the only ids that may be answers.
+
+    Raises:
+        IndexFileError: as from `VectorIndex.search`.
+    """
+    named = logic.concepts(expression)
+    wanted = logic.wanted(expression)
+    rows = [i for i, each in enumerate(named) if each in wanted]
+    if rows and len(index) > ALL:
+        ids = _near(index, vectors[rows], max(NEAR, 5 * k), among)
+    else:
+        ids = np.sort(index.ids)
+        ids = ids if among is None else np.intersect1d(ids, among, assume_unique=True)
+    if len(ids) == 0:
+        return ids, np.empty(0)
+    shown = dict(zip(named, calibration.shown(vectors, _scores(index, vectors, ids)), strict=True))
+    fits = logic.probability(expression, shown.__getitem__)
+    best = np.lexsort((ids, -fits))[:k]
+    return ids[best], fits[best]
+
+
+def _near(
+    index: VectorIndex, vectors: NDArray[np.float32], k: int, among: NDArray[np.int64] | None
+) -> NDArray[np.int64]:
+    """Return the ascending ids of what is near to any of the vectors."""
+    near = index.search(vectors, k, among=among).ids
+    return np.unique(near[near >= 0])
 
 
 def _background(index: VectorIndex, vectors: NDArray[np.float32]) -> NDArray[np.float64]:

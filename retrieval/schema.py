@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -269,6 +270,8 @@ class Hit:
         taken_at: when the picture was taken, by its own metadata (local time).
         width: upright width in pixels.
         height: upright height in pixels.
+        match: the probability (0 to 1) that the picture matches, where one text was asked.
+        others: paths of near-duplicates and of the same burst, where answers are grouped.
     """
 
     rank: int
@@ -279,10 +282,18 @@ class Hit:
     taken_at: datetime | None = None
     width: int | None = None
     height: int | None = None
+    match: float | None = None
+    others: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return one element of `results` in `query --json`."""
-        fields: dict[str, Any] = {"rank": self.rank, "path": self.path, "score": self.score}
+        # Where nothing but a filter was asked there is no score, and JSON has no NaN.
+        score = None if math.isnan(self.score) else self.score
+        fields: dict[str, Any] = {"rank": self.rank, "path": self.path, "score": score}
+        if self.match is not None:
+            fields["p_match"] = round(self.match, 4)
+        if self.others:
+            fields["group"] = {"size": 1 + len(self.others), "others": list(self.others)}
         if self.caption is not None:
             fields["caption"] = self.caption
         return fields | {
@@ -303,6 +314,9 @@ class Results:
         took_ms: milliseconds from question to answer, embedding the query included.
         considered: how many pictures (or captions) the answer was chosen from.
         adapter: the id of what `tune` learned, where it was applied to the query's text.
+        cut: the least probability of the best answer, where one was set.
+        nearest: where nothing is above the cut, what comes nearest.
+        where: the filter, as `--where` reads it.
     """
 
     query: Query
@@ -314,6 +328,9 @@ class Results:
     considered: int
     adapter: int | None = None
     recall: float | None = None
+    cut: float | None = None
+    nearest: Hit | None = None
+    where: str | None = None
     schema: int = field(default=1, init=False)
 
     def file(self, hit: Hit) -> Path:
@@ -333,5 +350,8 @@ class Results:
             "took_ms": round(self.took_ms, 2),
             "considered": self.considered,
             "adapter": self.adapter,
+            "where": self.where,
+            "cut": self.cut,
+            "nearest": None if self.nearest is None else self.nearest.to_json(),
             "results": [hit.to_json() for hit in self.hits],
         }

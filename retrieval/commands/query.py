@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mmsearch.retrieval.calibration import CUT, confidence
 from mmsearch.retrieval.commands.options import (
     EXIT_NOTHING_MATCHED,
     LibraryOption,
@@ -14,8 +15,12 @@ from mmsearch.retrieval.commands.options import (
     path_argument,
 )
 from mmsearch.retrieval.commands.showing import Showing, with_showing
-from mmsearch.retrieval.schema import Fusion
+from mmsearch.retrieval.filters import Filter, SortKey, parse_where, split_inline
+from mmsearch.retrieval.schema import Fusion, Target
 from mmsearch.retrieval.terminal import read_large_pictures, say
+
+if TYPE_CHECKING:
+    from mmsearch.retrieval.schema import Results
 
 __all__ = ["query"]
 
@@ -46,6 +51,25 @@ def query(
     ] = Fusion.EARLY,
     to: Annotated[str, typer.Option(help="Look for images or for captions.")] = "images",
     k: Annotated[int, typer.Option("-k", help="How many answers.")] = 10,
+    where: Annotated[
+        str | None,
+        typer.Option(metavar="FILTER", help="Only what is like this: \"taken >= '2023-06'\"."),
+    ] = None,
+    sort: Annotated[
+        SortKey | None, typer.Option(help="Order what matches by this instead of by its score.")
+    ] = None,
+    reverse: Annotated[
+        bool, typer.Option(help="With --sort: the greatest or latest first.")
+    ] = False,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Show the nearest pictures even where nothing matches.")
+    ] = False,
+    group: Annotated[
+        bool, typer.Option(help="Count near-duplicates and pictures of one burst as one answer.")
+    ] = True,
+    diversity: Annotated[
+        float, typer.Option(help="From 0 to 1: how different from each other answers shall be.")
+    ] = 0.0,
     library: LibraryOption = None,
     *,
     showing: Showing,
@@ -56,6 +80,8 @@ def query(
     Examples: mmsearch query "a dog on a beach"
               mmsearch query --image dog.jpg --to captions -k 3
               mmsearch query "but in green" --image sofa.jpg
+              mmsearch query "dog AND beach NOT people" after:2023-06 folder:2023/
+              mmsearch query "receipt" --where "width > height" --sort date
     """  # noqa: D301 (the backspace keeps the lines apart)
     from mmsearch.errors import QueryError
     from mmsearch.retrieval.engine import open_engine
@@ -67,13 +93,39 @@ def query(
         raise QueryError('The query is empty. Describe a picture: "a dog on a beach".')
     if image:
         read_large_pictures()
-    texts = [] if text is None else [text]
-    texts += also or []
+    words, inline = (None, None) if text is None else split_inline(text)
+    filter_ = Filter.all_of([inline, None if where is None else parse_where(where)])
+    texts = ([words] if words else []) + (also or [])
+    pictures = to == Target.IMAGES
     with open_engine(chosen_library(library), device="cpu") as engine:
         results = engine.search(
-            texts or None, image=image or None, weights=weight or None, fusion=fusion, to=to, k=k
+            texts or None,
+            image=image or None,
+            weights=weight or None,
+            fusion=fusion,
+            to=to,
+            k=k,
+            where=filter_,
+            sort=sort,
+            descending=reverse,
+            cut=None if everything else CUT,
+            group=group and pictures,
+            diversity=diversity,
         )
     showing(results)
     if not results.hits:
-        say("Nothing in this library to choose from." if not results.considered else "No match.")
+        say(_nothing(results))
         raise typer.Exit(EXIT_NOTHING_MATCHED)
+
+
+def _nothing(results: Results) -> str:
+    """Say why there is no answer."""
+    if results.nearest is not None:
+        return (
+            f'Nothing in this library clearly matches "{results.query.text}". Closest: '
+            f"{results.nearest.path} ({confidence(results.nearest.match or 0.0)}). "
+            "Use --all to see what is nearest."
+        )
+    if results.where is not None:
+        return f"No picture in this library is like this: {results.where}"
+    return "Nothing in this library to choose from."

@@ -10,14 +10,13 @@ import typer
 
 from mmsearch.retrieval.commands.options import (
     EXIT_NOTHING_MATCHED,
-    Json,
     LibraryOption,
     chosen_library,
     path_argument,
 )
-from mmsearch.retrieval.commands.query import _print_results
+from mmsearch.retrieval.commands.showing import Showing, with_showing
 from mmsearch.retrieval.schema import Basis, Strategy, TasteQuery
-from mmsearch.retrieval.terminal import print_json, read_large_pictures, say
+from mmsearch.retrieval.terminal import read_large_pictures, say
 
 __all__ = ["recommend"]
 
@@ -31,6 +30,7 @@ class _Strategy(StrEnum):
     BEST_SCORE = "best-score"
 
 
+@with_showing
 def recommend(
     like: Annotated[
         list[Path] | None,
@@ -72,8 +72,13 @@ def recommend(
         bool, typer.Option("--include-seen", help="Also what is liked or in the history.")
     ] = False,
     k: Annotated[int, typer.Option("-k", help="How many answers.")] = 10,
+    where: Annotated[
+        str | None,
+        typer.Option(metavar="FILTER", help="Only what is like this: \"taken >= '2023-06'\"."),
+    ] = None,
     library: LibraryOption = None,
-    as_json: Json = False,
+    *,
+    showing: Showing,
 ) -> None:
     """Recommend pictures from what is liked, what is not, and what was looked at.
 
@@ -99,6 +104,7 @@ def recommend(
             [*map(_from_here, dislike or [])],
             past,
             k=k,
+            where=where,
             exclude_seen=not include_seen,
             diversity=diversity,
             strategy=Strategy[strategy.name],
@@ -106,10 +112,7 @@ def recommend(
         )
     asked = results.query
     assert isinstance(asked, TasteQuery)
-    if as_json:
-        print_json(results.to_json())
-    else:
-        _print_results(results)
+    showing(results)
     if asked.ignored:
         named = ", ".join(asked.ignored[:NAMED]) + (", …" if asked.ignored[NAMED:] else "")
         say(

@@ -287,18 +287,20 @@ def _tell(placed: Placed, how: str) -> None:
 
 def _print_table(results: Results) -> None:
     """Print aligned columns for a person, tab-separated ones for a program."""
-    rows = [row_of(hit) for hit in results.hits]
+    people = sys.stdout.isatty()
+    rows = [row_of(hit, people=people) for hit in results.hits]
     texts = [
         (*row.facts, *(printable(text) for text in (row.path, row.caption) if text is not None))
         for row in rows
     ]
-    if not sys.stdout.isatty():
+    if not people:
         for text in texts:
             typer.echo("\t".join(text))
         return
     width = len(str(len(rows)))
+    fit = max((len(row.score) for row in rows), default=0)
     for rank, score, date, *rest in texts:
-        typer.echo(f"{rank:>{width}}  {score:>6}  {date:<10}  {'  '.join(rest)}")
+        typer.echo(f"{rank:>{width}}  {score:>{fit}}  {date:<10}  {'  '.join(rest)}")
     _say_summary(results)
 
 

@@ -1,0 +1,288 @@
+"""One question put to one state of a library: candidates, what they mean, which are shown."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mmsearch.retrieval.calibration import SAMPLE, Calibration
+from mmsearch.retrieval.diversity import maximal_marginal_relevance
+from mmsearch.retrieval.duplicates import Likeness, collapse, likeness
+from mmsearch.retrieval.schema import Hit, Target
+from mmsearch.retrieval.tags import Tagger, bundled_vocabulary
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from mmsearch.indexes import VectorIndex
+    from mmsearch.retrieval.adapter import Adapter
+    from mmsearch.retrieval.catalog import Catalog, LibraryRow
+    from mmsearch.retrieval.encoders import Encoder
+    from mmsearch.retrieval.filters import Filter, SortKey
+    from mmsearch.retrieval.question import Question
+
+    Floats = NDArray[np.float64]
+
+__all__ = ["Answer", "State", "Wanted", "answer", "answer_many", "listed"]
+
+DEPTH = 200
+"""Answers that are sorted, grouped or told apart, at least, and five for each of `k`."""
+
+
+class State:
+    """One index, and what makes queries fit it, in one state of the library."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        row: LibraryRow,
+        encoder: Encoder,
+        index: VectorIndex,
+        adapter: Adapter | None,
+    ) -> None:
+        self.catalog = catalog
+        self.row = row
+        self.encoder = encoder
+        self.index = index
+        self.adapter = adapter
+
+    @property
+    def stamp(self) -> str:
+        """The name of the state of the catalog."""
+        return self.row.stamp
+
+    def vectors(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Return those of the pictures that have a vector, ascending, and `float32[n, dim]`."""
+        if self.row.encoder_id is None:
+            return np.empty(0, dtype=np.int64), np.empty((0, self.index.dim), dtype=np.float32)
+        found, vectors = self.catalog.vectors_of(
+            Target.IMAGES, self.row.encoder_id, self.index.dim, ids
+        )
+        return found, vectors.astype(np.float32)
+
+    # Two threads that come first both compute these, and to the same end.
+    @cached_property
+    def sample(self) -> NDArray[np.float32]:
+        """`float32[n, dim]`, vectors that stand for the library's pictures."""
+        ids = np.sort(self.index.ids)
+        return self.vectors(ids[:: max(1, len(ids) // SAMPLE)])[1]
+
+    @cached_property
+    def calibration(self) -> Calibration | None:
+        """What scores of pictures by words mean; None in an empty library."""
+        if len(self.sample) == 0:
+            return None
+        # Names alone, as people ask; kept in the user's cache for the next time.
+        background = Tagger(self.encoder, bundled_vocabulary(), templates=("{}",)).vectors
+        if self.adapter is not None:
+            background = self.adapter.apply(background)
+        return Calibration.of(background, self.sample, len(self.index))
+
+    @cached_property
+    def likeness(self) -> Likeness:
+        """How similar near-duplicates are."""
+        return likeness(self.sample)
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which answers.
+
+    Attributes:
+        target: what is looked for.
+        k: how many.
+        filter: what they must be like.
+        sort: what they are put in order by, instead of by how well they match.
+        descending: whether the greatest comes first.
+        cut: the least probability of the best answer; None answers whatever it is.
+        group: whether near-duplicates and bursts count as one.
+        diversity: 0 (none) to 1, how different answers shall be from each other.
+    """
+
+    target: Target
+    k: int
+    filter: Filter | None = None
+    sort: SortKey | None = None
+    descending: bool = False
+    cut: float | None = None
+    group: bool = False
+    diversity: float = 0.0
+
+    @property
+    def deep(self) -> bool:
+        """Whether more than `k` must be looked at."""
+        return self.sort is not None or self.group or self.diversity > 0
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What is told.
+
+    Attributes:
+        hits: best first, at most `k`.
+        considered: how many the answer was chosen from.
+        nearest: where `hits` is empty because nothing clearly matches, what comes nearest.
+    """
+
+    hits: tuple[Hit, ...]
+    considered: int
+    nearest: Hit | None = None
+
+
+def listed(state: State, wanted: Wanted, key: SortKey) -> Answer:
+    """Return what a filter lets through, in order: nothing else was asked."""
+    ids = None if wanted.filter is None else state.catalog.matching(wanted.filter, wanted.target)
+    ranked = state.catalog.in_order(
+        ids, key, descending=wanted.descending, target=wanted.target
+    ).tolist()
+    hits = _looked_up(state, wanted.target, [(id_, math.nan) for id_ in ranked[: wanted.k]])
+    return Answer(hits, len(ranked))
+
+
+def answer(
+    state: State, question: Question, vectors: NDArray[np.float32], wanted: Wanted
+) -> Answer:
+    """Return the answer to an embedded question.
+
+    Raises:
+        QueryError: the parts cancel each other out.
+        IndexFileError: as from `VectorIndex.search`.
+    """
+    among = None if wanted.filter is None else state.catalog.matching(wanted.filter, wanted.target)
+    size = len(state.index)
+    considered = size if among is None else int(state.index.has(among).sum())
+    if considered == 0:
+        return Answer((), 0)
+    calibration = None
+    if wanted.target is Target.IMAGES and question.of_words:
+        calibration = state.calibration
+    depth = max(DEPTH, 5 * wanted.k) if wanted.deep else wanted.k
+    asked = min(depth, considered)
+    while True:
+        ranked = question.search(state.index, vectors, asked, among, calibration)
+        hits = _looked_up(state, wanted.target, ranked)
+        # A caption that two sources give counts once; a picture may be gone since.
+        if len(hits) >= min(depth, considered) or asked >= considered:
+            break
+        asked = min(2 * asked, considered)
+    if wanted.target is Target.IMAGES and (calibration or wanted.group or wanted.diversity):
+        hits, nearest = _shown(state, question, vectors, wanted, hits, calibration)
+        return Answer(hits, considered, nearest)
+    return Answer(_numbered(_sorted(state, wanted, list(hits))[: wanted.k]), considered)
+
+
+def answer_many(
+    state: State, questions: Sequence[Question], vectors: NDArray[np.float32], wanted: Wanted
+) -> list[Answer]:
+    """Return the answers to several questions of one text each, `float32[q, dim]`.
+
+    Raises:
+        IndexFileError: as from `VectorIndex.search`.
+    """
+    size = len(state.index)
+    if size == 0:
+        return [Answer((), 0) for _ in questions]
+    found = state.index.search(vectors, min(wanted.k, size))
+    ids, rows = np.unique(found.ids[found.ids >= 0]), None
+    calibration = state.calibration if wanted.target is Target.IMAGES else None
+    if calibration is not None:
+        ids, rows = state.vectors(ids)
+    answers = []
+    for i, question in enumerate(questions):
+        pairs = zip(found.ids[i].tolist(), found.scores[i].tolist(), strict=True)
+        hits = _looked_up(state, wanted.target, [pair for pair in pairs if pair[0] >= 0])
+        if len(hits) < min(wanted.k, size):
+            # A caption that two sources give counts once; a picture may be gone since.
+            answers.append(answer(state, question, vectors[i : i + 1], wanted))
+            continue
+        if calibration is not None and rows is not None:
+            hits = _weighed(calibration, vectors[i : i + 1], hits, ids, rows)
+        answers.append(Answer(hits, size))
+    return answers
+
+
+def _weighed(
+    calibration: Calibration,
+    query: NDArray[np.float32],
+    hits: tuple[Hit, ...],
+    ids: NDArray[np.int64],
+    rows: NDArray[np.float32],
+) -> tuple[Hit, ...]:
+    """Return hits with their probabilities, given the vectors `rows` of ascending `ids`."""
+    own = rows[np.searchsorted(ids, [hit.id for hit in hits])]
+    match = calibration.match(query, np.array([hit.score for hit in hits]), own)
+    return tuple(replace(hit, match=p) for hit, p in zip(hits, match.tolist(), strict=True))
+
+
+def _shown(
+    state: State,
+    question: Question,
+    query: NDArray[np.float32],
+    wanted: Wanted,
+    hits: tuple[Hit, ...],
+    calibration: Calibration | None,
+) -> tuple[tuple[Hit, ...], Hit | None]:
+    """Say how probable answers are; leave out, sort, group and spread as is wanted."""
+    ids, found = state.vectors(np.array([hit.id for hit in hits], dtype=np.int64))
+    hits = tuple(hit for hit in hits if hit.id in set(ids.tolist()))
+    if calibration is not None and hits:
+        if question.expression is None:
+            hits = _weighed(calibration, query, hits, ids, found)
+        else:  # whose scores are probabilities already
+            hits = tuple(replace(hit, match=hit.score) for hit in hits)
+        best = max(hits, key=lambda hit: hit.match or 0.0)
+        if wanted.cut is not None and (best.match or 0.0) < wanted.cut:
+            return (), best
+        if wanted.cut is not None and wanted.sort is not None:
+            hits = tuple(hit for hit in hits if (hit.match or 0.0) >= (wanted.cut or 0.0))
+    kept = _sorted(state, wanted, list(hits))
+    rows = found[np.searchsorted(ids, [hit.id for hit in kept])] if kept else found[:0]
+    if wanted.diversity and kept:
+        scores = np.array([hit.score for hit in kept])
+        span = float(np.ptp(scores)) or 1.0
+        chosen = maximal_marginal_relevance(
+            (scores - scores.min()) / span,
+            rows,
+            len(kept) if wanted.group else wanted.k,
+            wanted.diversity,
+        ).tolist()
+        kept, rows = [kept[i] for i in chosen], rows[chosen]
+    if wanted.group and kept:
+        taken = np.array([hit.taken_at.timestamp() if hit.taken_at else math.nan for hit in kept])
+        groups = collapse(rows, wanted.k, state.likeness, taken=taken)
+        kept = [
+            replace(kept[each.row], others=tuple(kept[i].path for i in each.others))
+            for each in groups
+        ]
+    return _numbered(kept[: wanted.k]), None
+
+
+def _sorted(state: State, wanted: Wanted, hits: list[Hit]) -> list[Hit]:
+    if wanted.sort is None:
+        return hits
+    if wanted.target is Target.CAPTIONS:
+        # Captions come with their picture's id alone: those of one picture stay together.
+        order = state.catalog.in_order(
+            np.unique([hit.id for hit in hits]), wanted.sort, descending=wanted.descending
+        ).tolist()
+        place = {id_: i for i, id_ in enumerate(order)}
+        return sorted(hits, key=lambda hit: place.get(hit.id, len(place)))
+    by_id = {hit.id: hit for hit in hits}
+    ids = np.array(sorted(by_id), dtype=np.int64)
+    order = state.catalog.in_order(ids, wanted.sort, descending=wanted.descending).tolist()
+    return [by_id[id_] for id_ in order]
+
+
+def _numbered(hits: list[Hit]) -> tuple[Hit, ...]:
+    return tuple(replace(hit, rank=rank) for rank, hit in enumerate(hits, 1))
+
+
+def _looked_up(state: State, target: Target, ranked: list[tuple[int, float]]) -> tuple[Hit, ...]:
+    look_up = state.catalog.file_hits if target is Target.IMAGES else state.catalog.caption_hits
+    return look_up(ranked)
