@@ -353,7 +353,7 @@ def test_killed_at_any_instant_the_next_run_reaches_the_same_catalog(
         assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
         assert connection.execute("PRAGMA foreign_key_check").fetchall() == []
     connection.close()
-    query = ("query", "noise", "-k", "160")
+    query = ("query", "noise", "-k", "160", "--all", "--no-group")
     assert (
         json_of(*query, "--library", photos)["results"]
         == json_of(*query, "--library", other)["results"]
@@ -392,7 +392,7 @@ def test_queries_answer_while_indexing(tmp_path: Path) -> None:
     process = subprocess.Popen([MMSEARCH, "index", str(photos)], stderr=subprocess.DEVNULL)
     try:
         wait_for_files(photos, 32)
-        assert json_of("query", "noise", "--library", photos)["considered"] >= 32
+        assert json_of("query", "noise", "--all", "--library", photos)["considered"] >= 32
         second = run("index", photos, code=1)
         assert "Another mmsearch is indexing" in second.stderr
     finally:

@@ -388,7 +388,7 @@ def test_killed_at_any_instant_it_goes_on_and_ends_as_if_it_was_not(
         wait_for_new_vectors(photos, 32 * instant)
         process.send_signal(signal.SIGKILL)
         process.wait()
-        answer = json_of("query", "noise", "-k", 3, "--library", photos)
+        answer = json_of("query", "noise", "--all", "-k", 3, "--library", photos)
         assert (answer["model"], answer["considered"]) == (old, N)
     report = json_of("migrate", "--library", photos)
     assert report["embedded"] <= N - 64
