@@ -10,6 +10,7 @@ import typer
 
 from mmsearch import __version__
 from mmsearch.errors import MmsearchError
+from mmsearch.retrieval.commands.caption import caption
 from mmsearch.retrieval.commands.evaluate import evaluate
 from mmsearch.retrieval.commands.export import export
 from mmsearch.retrieval.commands.import_ import import_
@@ -19,6 +20,7 @@ from mmsearch.retrieval.commands.models import models
 from mmsearch.retrieval.commands.optimize import optimize
 from mmsearch.retrieval.commands.options import EXIT_INTERRUPTED
 from mmsearch.retrieval.commands.query import query
+from mmsearch.retrieval.commands.similar import similar
 from mmsearch.retrieval.commands.status import status
 from mmsearch.retrieval.commands.train import train
 from mmsearch.retrieval.commands.tune import tune
@@ -75,6 +77,8 @@ def _options(
 for command in (
     index,
     query,
+    similar,
+    caption,
     evaluate,
     train,
     tune,

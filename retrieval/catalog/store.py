@@ -7,7 +7,7 @@ import logging
 import os
 import secrets
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -33,7 +33,7 @@ from mmsearch.retrieval.catalog.encoders import (
 )
 from mmsearch.retrieval.catalog.snapshot import Snapshot
 from mmsearch.retrieval.catalog.transaction import Transaction
-from mmsearch.retrieval.catalog.words import find_words
+from mmsearch.retrieval.catalog.words import described, find_words
 from mmsearch.retrieval.schema import Hit, Problem, Target
 
 if TYPE_CHECKING:
@@ -454,6 +454,11 @@ class Catalog:
         """
         with self._connect() as connection:
             return find_words(connection, text, target, limit, among)
+
+    def described(self, ids: Collection[int]) -> set[int]:
+        """Return which of these pictures have a caption, or a file name of several words."""
+        with self._connect() as connection:
+            return described(connection, ids)
 
     def files_with(self, sha256: bytes) -> list[int]:
         """Return the ids of the pictures with this content."""

@@ -112,7 +112,7 @@ class Transaction:
             if sha256 == picture.sha256:
                 stale = stale.where(vectors.encoder_id == encoder_id)
             self._connection.execute(stale)
-        put_file_words(self._connection, id_, picture)
+        put_file_words(self._connection, id_, picture, new=found is None)
         self._put_vectors(tables.file_vector, "file_id", encoder_id, [id_], vector[None])
         self.resolve_problems([picture.path])
         return id_

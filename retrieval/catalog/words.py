@@ -8,6 +8,7 @@ writes a file's row writes it, and a trigger removes it. Both rank by BM25 (Robe
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import re
@@ -21,12 +22,22 @@ from sqlalchemy import text as sql
 from mmsearch.retrieval.schema import Target
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from numpy.typing import NDArray
     from sqlalchemy import Connection
 
     from mmsearch.retrieval.schema import Picture
 
-__all__ = ["EXACT_NAME", "SCHEMA", "fill_words", "find_words", "put_file_words", "query_terms"]
+__all__ = [
+    "EXACT_NAME",
+    "SCHEMA",
+    "described",
+    "fill_words",
+    "find_words",
+    "put_file_words",
+    "query_terms",
+]
 
 EXACT_NAME = math.inf
 """The score of a file whose name is what was asked."""
@@ -71,24 +82,33 @@ SCHEMA = (
 COLUMN_WEIGHTS = "bm25(8.0, 4.0, 2.0, 1.0)"
 """Of `file_word`: a word that is the whole name tells more than one of several, or a folder's."""
 
-COMMON = 5_000
-"""A word that more captions (or files) have tells little, and weighing each takes milliseconds."""
+MOST_MATCHES = 1_000
+"""Captions (or files) that are weighed for one question, the rarest words' first: words that more
+have tell little, and to weigh 10,000 takes 30 ms."""
+
+CAPTIONS_EACH = 5
+"""Captions that are looked at for each picture that is wanted: a picture may have several."""
 
 MOST_TERMS = 64
 """Of one question: FTS5 takes no expression of any length."""
 
-STOP_WORDS = frozenset(
-    "a about all also am an and any are as at be been but by can could did do does for from had has "
-    "have he her hers him his how i if in into is it its me my near no not of off on one or our out "
-    "over she so some than that the their them then there these they this those to up was we were "
-    "what when where which while who will with you your photo picture image".split()
-)
+TELLING_WORDS = 3
+"""A file name of so many words describes its picture; `IMG_2041_edited` does not."""
+
+_SMALL_WORDS = """
+a about all also am an and any are as at be been but by can could did do does for from had has have
+he her hers him his how i if in into is it its me my near no not of off on one or our out over she
+so some than that the their them then there these they this those to up was we were what when where
+which while who will with you your photo picture image
+"""
+STOP_WORDS = frozenset(_SMALL_WORDS.split())
 """Words of English that tell nothing about a picture."""
 
 NOTHING = '""'
 """An expression of FTS5 that nothing matches."""
 
 _UNREADABLE = re.compile("[\0\ud800-\udfff]")
+_WORD = re.compile(r"[^\W\d_]{3,}")
 _RUN = re.compile(r"[^\W_]+")
 _PIECE = re.compile(r"\d+|[^\W\d_]+")
 _HUMP = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
@@ -112,11 +132,13 @@ def file_words(path: str, camera: str | None, taken: str | None) -> dict[str, st
     }
 
 
-def put_file_words(connection: Connection, id_: int, picture: Picture) -> None:
-    """Make the words of a file those of its path, camera and time."""
+def put_file_words(
+    connection: Connection, id_: int, picture: Picture, *, new: bool = False
+) -> None:
+    """Make the words of a file those of its path, camera and time; a new file has none yet."""
     taken = None if picture.taken_at is None else picture.taken_at.isoformat()
     row = file_words(picture.path, picture.camera, taken)
-    there = connection.execute(_READ_FILE, {"id": id_}).one_or_none()
+    there = None if new else connection.execute(_READ_FILE, {"id": id_}).one_or_none()
     if there is not None and tuple(there) == tuple(row.values()):
         return
     if there is not None:
@@ -166,7 +188,8 @@ def find_words(
         parts["file_word"] = _expression(connection, "file_word", terms, legible(asked))
     if set(parts.values()) != {NOTHING}:
         # Of all that match those are taken that may be chosen: the best may all be forbidden.
-        most = {"limit": limit if among is None else -1}
+        many = -1 if among is not None else limit
+        most = {"limit": many, "captions": many * CAPTIONS_EACH if pictures else many}
         for id_, score in connection.execute(_PICTURES if pictures else _CAPTIONS, parts | most):
             scores.setdefault(id_, score)
     if among is not None:
@@ -174,6 +197,25 @@ def find_words(
         allowed = ids[np.isin(ids, among)].tolist()
         return [(id_, scores[id_]) for id_ in allowed[:limit]]
     return list(scores.items())[:limit]
+
+
+def described(connection: Connection, ids: Collection[int]) -> set[int]:
+    """Return which pictures words say something about: a caption, or a name of several words.
+
+    What a question's words do not find among these is told apart by that; of another picture
+    (`IMG_2041.jpg`) they say nothing.
+    """
+    numbers = {"ids": json.dumps(list(ids))}
+    found = set(connection.scalars(_CAPTIONED, numbers))
+    for id_, path in connection.execute(_PATHS, numbers):
+        if id_ not in found and _tells(legible(os.fsdecode(path))):
+            found.add(id_)
+    return found
+
+
+def _tells(path: str) -> bool:
+    words = {word.lower() for word in _WORD.findall(_stem(path.rpartition("/")[2]))}
+    return len(words - STOP_WORDS) >= TELLING_WORDS
 
 
 def query_terms(asked: str) -> list[str]:
@@ -200,7 +242,7 @@ def _readable(character: str) -> str:
 
 
 def _pieces(text: str) -> list[str]:
-    """Return what a name is put together of, where only case or digits tell: `DSC02041` …"""
+    """Return what a name is put together of where only case or digits tell: `DSC` and `02041`."""
     found = []
     for run in _RUN.findall(text):
         pieces = [hump for piece in _PIECE.findall(run) for hump in _HUMP.split(piece)]
@@ -230,18 +272,20 @@ def _plain(text: str) -> list[str]:
 def _expression(connection: Connection, table: str, terms: list[str], whole: str = "") -> str:
     """Return an expression of FTS5 for any of the terms, and for all of a text in one piece.
 
-    Words that too many have are left out where others are left.
+    Terms are taken from the rarest on, at least one, as long as few enough rows match them.
     """
     count = sql(f"SELECT count(*) FROM (SELECT 1 FROM {table} WHERE {table} MATCH :term LIMIT :n)")
-    most = COMMON + 1
+    most = MOST_MATCHES + 1
     found = {
         term: connection.scalar(count, {"term": _quoted(term), "n": most}) or 0 for term in terms
     }
-    rare = [term for term in terms if 0 < found[term] < most]
-    if not rare:
-        return " OR ".join(_quoted(term) for term in terms if found[term]) or NOTHING
-    phrase = len(rare) == len(terms) > 1 and whole
-    return " OR ".join(_quoted(term) for term in [*rare, *([whole] if phrase else [])])
+    there = sorted((term for term in terms if found[term]), key=lambda term: found[term])
+    if not there:
+        return NOTHING
+    total = np.cumsum([found[term] for term in there])
+    taken = there[: max(1, int(np.searchsorted(total, most)))]
+    phrase = len(taken) == len(terms) > 1 and whole
+    return " OR ".join(_quoted(term) for term in [*taken, *([whole] if phrase else [])])
 
 
 def _named(connection: Connection, asked: str) -> list[int]:
@@ -282,6 +326,10 @@ _BY_KEY = sql(
     "SELECT file.id, file.path FROM file_word JOIN file ON file.id = file_word.rowid "
     "WHERE file_word MATCH :key"
 )
+_CAPTIONED = sql(
+    "SELECT DISTINCT file_id FROM caption WHERE file_id IN (SELECT value FROM json_each(:ids))"
+)
+_PATHS = sql("SELECT id, path FROM file WHERE id IN (SELECT value FROM json_each(:ids))")
 _CAPTIONS = sql(
     "SELECT rowid, -rank AS score FROM caption_word WHERE caption_word MATCH :caption_word "
     "ORDER BY score DESC, rowid LIMIT :limit"
@@ -292,9 +340,10 @@ _PICTURES = sql(
         SELECT rowid AS id, -rank AS score FROM file_word
         WHERE file_word MATCH :file_word AND rank MATCH '{COLUMN_WEIGHTS}'
         UNION ALL
-        SELECT caption.file_id, max(-rank) FROM caption_word
-        JOIN caption ON caption.id = caption_word.rowid
-        WHERE caption_word MATCH :caption_word GROUP BY caption.file_id
+        SELECT file_id, max(score) FROM (
+            SELECT rowid, -rank AS score FROM caption_word
+            WHERE caption_word MATCH :caption_word ORDER BY rank LIMIT :captions
+        ) AS found JOIN caption ON caption.id = found.rowid GROUP BY file_id
     ) GROUP BY id ORDER BY score DESC, id LIMIT :limit
     """
 )
