@@ -11,6 +11,7 @@ import typer
 from mmsearch import __version__
 from mmsearch.errors import MmsearchError
 from mmsearch.retrieval.commands.browse import browse
+from mmsearch.retrieval.commands.caption import caption
 from mmsearch.retrieval.commands.dedup import dedup
 from mmsearch.retrieval.commands.evaluate import evaluate
 from mmsearch.retrieval.commands.export import export
@@ -22,6 +23,7 @@ from mmsearch.retrieval.commands.optimize import optimize
 from mmsearch.retrieval.commands.options import EXIT_INTERRUPTED
 from mmsearch.retrieval.commands.query import query
 from mmsearch.retrieval.commands.recommend import recommend
+from mmsearch.retrieval.commands.similar import similar
 from mmsearch.retrieval.commands.status import status
 from mmsearch.retrieval.commands.train import train
 from mmsearch.retrieval.commands.tune import tune
@@ -81,6 +83,8 @@ for command in (
     dedup,
     recommend,
     browse,
+    similar,
+    caption,
     evaluate,
     train,
     tune,

@@ -12,6 +12,7 @@ import numpy as np
 from mmsearch.retrieval.calibration import SAMPLE, Calibration
 from mmsearch.retrieval.diversity import maximal_marginal_relevance
 from mmsearch.retrieval.duplicates import Likeness, collapse, likeness
+from mmsearch.retrieval.hybrid import fuse_words, helps
 from mmsearch.retrieval.schema import Hit, Target
 from mmsearch.retrieval.tags import Tagger, bundled_vocabulary
 
@@ -103,6 +104,7 @@ class Wanted:
         cut: the least probability of the best answer; None answers whatever it is.
         group: whether near-duplicates and bursts count as one.
         diversity: 0 (none) to 1, how different answers shall be from each other.
+        words: whether words in captions and names count beside what pictures look like.
     """
 
     target: Target
@@ -113,6 +115,7 @@ class Wanted:
     cut: float | None = None
     group: bool = False
     diversity: float = 0.0
+    words: bool = True
 
     @property
     def deep(self) -> bool:
@@ -133,6 +136,24 @@ class Answer:
     hits: tuple[Hit, ...]
     considered: int
     nearest: Hit | None = None
+
+
+def _with_words(
+    state: State,
+    vectors: NDArray[np.float32],
+    ranked: list[tuple[int, float]],
+    words: list[tuple[int, float]],
+    k: int,
+) -> list[tuple[int, float]]:
+    """Return both rankings as one, each answer with its similarity."""
+    ids = [id_ for id_, _ in (*ranked, *words)]
+    fused = fuse_words(ranked, words, k, described=state.catalog.described(ids))
+    lacking = np.setdiff1d([id_ for id_, _ in fused], [id_ for id_, _ in ranked])
+    scores = dict(ranked)
+    if len(lacking):
+        found = state.index.search(vectors, len(lacking), among=lacking)
+        scores |= dict(zip(found.ids[0].tolist(), found.scores[0].tolist(), strict=True))
+    return [(id_, scores[id_]) for id_, _ in fused if id_ in scores]
 
 
 def listed(state: State, wanted: Wanted, key: SortKey) -> Answer:
@@ -162,17 +183,24 @@ def answer(
     calibration = None
     if wanted.target is Target.IMAGES and question.of_words:
         calibration = state.calibration
-    depth = max(DEPTH, 5 * wanted.k) if wanted.deep else wanted.k
+    words: list[tuple[int, float]] = []
+    if wanted.words and calibration is not None and question.expression is None:
+        words = state.catalog.words(question.texts[0], wanted.target, DEPTH, among=among)
+        words = words if helps(words) else []
+    depth = max(DEPTH, 5 * wanted.k) if wanted.deep or words else wanted.k
     asked = min(depth, considered)
     while True:
         ranked = question.search(state.index, vectors, asked, among, calibration)
+        if words:
+            ranked = _with_words(state, vectors, ranked, words, asked)
         hits = _looked_up(state, wanted.target, ranked)
         # A caption that two sources give counts once; a picture may be gone since.
         if len(hits) >= min(depth, considered) or asked >= considered:
             break
         asked = min(2 * asked, considered)
     if wanted.target is Target.IMAGES and (calibration or wanted.group or wanted.diversity):
-        hits, nearest = _shown(state, question, vectors, wanted, hits, calibration)
+        named = {id_ for id_, score in words if score == math.inf}
+        hits, nearest = _shown(state, question, vectors, wanted, hits, calibration, named)
         return Answer(hits, considered, nearest)
     return Answer(_numbered(_sorted(state, wanted, list(hits))[: wanted.k]), considered)
 
@@ -227,13 +255,18 @@ def _shown(
     wanted: Wanted,
     hits: tuple[Hit, ...],
     calibration: Calibration | None,
+    named: set[int],
 ) -> tuple[tuple[Hit, ...], Hit | None]:
-    """Say how probable answers are; leave out, sort, group and spread as is wanted."""
+    """Say how probable answers are; leave out, sort, group and spread as is wanted.
+
+    What is `named` by the question matches for certain.
+    """
     ids, found = state.vectors(np.array([hit.id for hit in hits], dtype=np.int64))
     hits = tuple(hit for hit in hits if hit.id in set(ids.tolist()))
     if calibration is not None and hits:
         if question.expression is None:
             hits = _weighed(calibration, query, hits, ids, found)
+            hits = tuple(replace(hit, match=1.0) if hit.id in named else hit for hit in hits)
         else:  # whose scores are probabilities already
             hits = tuple(replace(hit, match=hit.score) for hit in hits)
         best = max(hits, key=lambda hit: hit.match or 0.0)

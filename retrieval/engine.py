@@ -126,6 +126,7 @@ class SearchEngine:
         cut: float | None = None,
         group: bool = False,
         diversity: float = 0.0,
+        words: bool = True,
     ) -> Results:
         """Return the `k` pictures, or captions, most similar to words, to pictures or to both.
 
@@ -148,6 +149,8 @@ class SearchEngine:
                 where one text asks for pictures.
             group: near-duplicates and pictures of one burst count as one answer.
             diversity: 0 (none) to 1, how different from each other answers shall be.
+            words: where one text asks for pictures, words in their captions, names and metadata
+                count beside what they look like; scores stay similarities.
 
         Raises:
             QueryError: nothing is asked, a text is empty, `k` is below 1, weights that do not fit,
@@ -173,6 +176,7 @@ class SearchEngine:
             cut=cut,
             group=group,
             diversity=diversity,
+            words=words,
         )
         if wanted.target is Target.CAPTIONS and (group or diversity):
             raise QueryError("Captions cannot be grouped or spread; leave `group` and `diversity`.")
@@ -198,7 +202,8 @@ class SearchEngine:
         """Return the answers to many texts, each as `search` gives it, in one go.
 
         Texts are embedded together and put to the index together, which is several times as quick
-        as one after the other. Each result's `took_ms` is its share.
+        as one after the other; words in captions and names do not count (`words=False`). Each
+        result's `took_ms` is its share.
 
         Args:
             texts: descriptions, without operators.
@@ -213,7 +218,7 @@ class SearchEngine:
         started = time.perf_counter()
         if k < 1:
             raise QueryError(f"k must be at least 1, not {k}.")
-        wanted = Wanted(_member(Target, to, "to"), k)
+        wanted = Wanted(_member(Target, to, "to"), k, words=False)
         questions = [Question.of(text, None, None, Fusion.EARLY) for text in texts]
         if any(question.expression for question in questions):
             raise QueryError("AND, OR and NOT are not understood here; ask with `search`.")

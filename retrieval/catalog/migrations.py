@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import text
 
 from mmsearch.errors import LibraryTooNew
+from mmsearch.retrieval.catalog import words
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -184,12 +185,20 @@ def m005_containers(connection: Connection) -> None:
     )
 
 
+def m006_words(connection: Connection) -> None:
+    """Index the words of captions, of file and folder names and of metadata."""
+    for statement in words.SCHEMA:
+        connection.execute(text(statement))
+    words.fill_words(connection)
+
+
 MIGRATIONS: tuple[Callable[[Connection], None], ...] = (
     m001_initial,
     m002_adapters,
     m003_next_encoder,
     m004_vector_changes,
     m005_containers,
+    m006_words,
 )
 """In the order in which they run. Append only."""
 

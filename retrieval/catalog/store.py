@@ -8,7 +8,7 @@ import math
 import os
 import secrets
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -34,6 +34,7 @@ from mmsearch.retrieval.catalog.encoders import (
 )
 from mmsearch.retrieval.catalog.snapshot import Snapshot
 from mmsearch.retrieval.catalog.transaction import Transaction
+from mmsearch.retrieval.catalog.words import described, find_words
 from mmsearch.retrieval.schema import Hit, Problem, Target
 
 if TYPE_CHECKING:
@@ -492,6 +493,32 @@ class Catalog:
             Hit(rank, row.id, row.path, score, row.text, row.taken_at, row.width, row.height)
             for rank, (row, score) in enumerate(found.values(), 1)
         )
+
+    def words(
+        self,
+        text: str,
+        target: Target,
+        limit: int,
+        *,
+        among: NDArray[np.int64] | None = None,
+    ) -> list[tuple[int, float]]:
+        """Return ids and scores (BM25, higher is better) of what holds words of a text, best first.
+
+        See `catalog.words.find_words`: a picture that is named exactly so comes first.
+        """
+        with self._connect() as connection:
+            return find_words(connection, text, target, limit, among)
+
+    def described(self, ids: Collection[int]) -> set[int]:
+        """Return which of these pictures have a caption, or a file name of several words."""
+        with self._connect() as connection:
+            return described(connection, ids)
+
+    def files_with(self, sha256: bytes) -> list[int]:
+        """Return the ids of the pictures with this content."""
+        file = tables.file.c
+        with self._connect() as connection:
+            return list(connection.scalars(select(file.id).where(file.sha256 == sha256)))
 
     def files_captioned_by(self, source: str) -> list[int]:
         """Return the ids of the files that have a caption from this source."""

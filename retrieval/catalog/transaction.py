@@ -14,6 +14,7 @@ from sqlalchemy import bindparam, delete, insert, select, update
 from sqlalchemy import text as sql
 
 from mmsearch.retrieval.catalog import tables
+from mmsearch.retrieval.catalog.words import put_file_words
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -111,6 +112,7 @@ class Transaction:
             if sha256 == picture.sha256:
                 stale = stale.where(vectors.encoder_id == encoder_id)
             self._connection.execute(stale)
+        put_file_words(self._connection, id_, picture, new=found is None)
         self._put_vectors(tables.file_vector, "file_id", encoder_id, [id_], vector[None])
         self.resolve_problems([picture.path])
         return id_
@@ -141,6 +143,7 @@ class Transaction:
         self._connection.execute(
             update(tables.file).where(tables.file.c.id == id_).values(**values)
         )
+        put_file_words(self._connection, id_, picture)
         self.resolve_problems([picture.path])
 
     def files_with(self, sha256: bytes) -> list[int]:

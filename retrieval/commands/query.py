@@ -70,6 +70,10 @@ def query(
     diversity: Annotated[
         float, typer.Option(help="From 0 to 1: how different from each other answers shall be.")
     ] = 0.0,
+    words_too: Annotated[
+        bool,
+        typer.Option("--words/--no-words", help="Count words in captions and names as well."),
+    ] = True,
     library: LibraryOption = None,
     *,
     showing: Showing,
@@ -111,6 +115,7 @@ def query(
             cut=None if everything else CUT,
             group=group and pictures,
             diversity=diversity,
+            words=words_too,
         )
     showing(results)
     if not results.hits:

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from mmsearch.retrieval.copies import Placed
     from mmsearch.retrieval.schema import Results
 
-__all__ = ["Form", "Showing", "open_file", "with_showing"]
+__all__ = ["Form", "Showing", "open_file", "print_table", "with_showing"]
 
 OPENED = 3
 """Pictures that --open opens at most: each is a window."""
@@ -285,7 +285,7 @@ def _tell(placed: Placed, how: str) -> None:
         say(f"… and {len(placed.skipped) - LISTED} more")
 
 
-def _print_table(results: Results) -> None:
+def print_table(results: Results) -> None:
     """Print aligned columns for a person, tab-separated ones for a program."""
     people = sys.stdout.isatty()
     rows = [row_of(hit, people=people) for hit in results.hits]
@@ -348,7 +348,7 @@ def _write(data: bytes) -> None:
 
 
 _PRINTERS: dict[Form, Callable[[Results], None]] = {
-    Form.TABLE: _print_table,
+    Form.TABLE: print_table,
     Form.PATHS: _print_paths,
     Form.NULL: lambda results: _print_paths(results, b"\0"),
     Form.JSON: lambda results: print_json(results.to_json()),
