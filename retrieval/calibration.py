@@ -28,7 +28,7 @@ concepts."""
 CUT = 0.28
 """The least probability of the best answer at which there is an answer: a tenth of what is there is
 below."""
-SHOWN, SOFTNESS = 1.75, 0.8
+SHOWN, SOFTNESS = 1.75, 1.0
 """Deviations beyond the mean at which a picture as likely shows a concept as not, and how fast
 that changes. Learned by `bench_negation.py` from half of its pairs."""
 
