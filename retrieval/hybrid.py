@@ -54,10 +54,6 @@ def fuse_words(
         silent = ~told & (ranks[1] == ABSENT)
         ranks[1, silent] = ranks[0, silent]
     fused = reciprocal_rank(ranks, np.ones(2))
-    for id_, score in words:
-        if score == math.inf:
-            # Of several that are named so, the first stays first: sorting is stable.
-            fused[place[id_]] = math.inf
     ids = list(place)
     found = {id_: math.inf for id_, score in words if score == math.inf}
     for n in np.argsort(-fused, kind="stable").tolist():

@@ -49,7 +49,13 @@ def similar(engine: SearchEngine, image: Path, k: int = 10) -> Results:
 
 
 def _found(root: Path, image: Path) -> Path:
-    inside_library = root / image
-    if image.exists() or read_inside(image) is not None or not inside_library.exists():
-        return image
-    return inside_library
+    """Return the picture's path from here on or, where there is none, from the library on."""
+    return root / image if not _is_there(image) and _is_there(root / image) else image
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists() or read_inside(path) is not None
+    except (MediaError, OSError):
+        # A container that lacks it, or is damaged, is where to look for the reason.
+        return True

@@ -63,7 +63,9 @@ def encoder_id(catalog: Catalog) -> int:
 
 def test_migrations_make_the_schema_that_the_code_expects(catalog: Catalog) -> None:
     found = inspect(catalog._engine)
-    assert set(found.get_table_names()) == {*tables.metadata.tables, "migration"}
+    # FTS5 keeps an index of words in several tables of its own.
+    names = {name for name in found.get_table_names() if "_word" not in name}
+    assert names == {*tables.metadata.tables, "migration"}
     for name, table in tables.metadata.tables.items():
         columns = {column["name"]: column for column in found.get_columns(name)}
         assert list(columns) == [column.name for column in table.columns], name
@@ -285,7 +287,7 @@ def test_a_full_disk_says_so_and_loses_nothing(tmp_path: Path) -> None:
             draw(disk / f"{i:03}.png", "red", (40 + i, 30))
             (disk / f"{i:03}.txt").write_text(f"a caption of number {i} " * 80)
         filler = disk / "filler"
-        filler.write_bytes(bytes(shutil.disk_usage(disk).free - 400_000))
+        filler.write_bytes(bytes(shutil.disk_usage(disk).free - 600_000))
         with pytest.raises(StorageError, match=r"(full|failed to read or write)"):
             index(disk, model=ColourEncoder())
         filler.unlink()
