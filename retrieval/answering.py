@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from datetime import datetime
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -32,8 +33,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Answer", "State", "Wanted", "answer", "answer_many", "listed"]
 
-DEPTH = 200
+DEPTH = 100
 """Answers that are sorted, grouped or told apart, at least, and five for each of `k`."""
+FIRST = 20
+"""Answers of which the most probable decides whether there is any."""
+EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 (local time by the camera's clock, as `taken_at`)
 
 
 class State:
@@ -238,7 +242,7 @@ def answer_many(
 def _weighed(
     calibration: Calibration,
     query: NDArray[np.float32],
-    hits: tuple[Hit, ...],
+    hits: Sequence[Hit],
     ids: NDArray[np.int64],
     rows: NDArray[np.float32],
 ) -> tuple[Hit, ...]:
@@ -262,38 +266,48 @@ def _shown(
     What is `named` by the question matches for certain.
     """
     ids, found = state.vectors(np.array([hit.id for hit in hits], dtype=np.int64))
-    hits = tuple(hit for hit in hits if hit.id in set(ids.tolist()))
-    if calibration is not None and hits:
-        if question.expression is None:
-            hits = _weighed(calibration, query, hits, ids, found)
-            hits = tuple(replace(hit, match=1.0) if hit.id in named else hit for hit in hits)
-        else:  # whose scores are probabilities already
-            hits = tuple(replace(hit, match=hit.score) for hit in hits)
-        best = max(hits, key=lambda hit: hit.match or 0.0)
-        if wanted.cut is not None and (best.match or 0.0) < wanted.cut:
+    there = set(ids.tolist())
+    # Whose vector was removed since is gone.
+    hits = tuple(hit for hit in hits if hit.id in there)
+
+    def weighed(some: Sequence[Hit]) -> list[Hit]:
+        if calibration is None or not some:
+            return list(some)
+        if question.expression is not None:  # whose scores are probabilities already
+            return [replace(hit, match=hit.score) for hit in some]
+        told = _weighed(calibration, query, some, ids, found)
+        return [replace(hit, match=1.0) if hit.id in named else hit for hit in told]
+
+    if wanted.cut is not None and hits and calibration is not None:
+        # Nobody looks at more than a few of what does not match.
+        best = max(weighed(hits[:FIRST]), key=lambda hit: hit.match or 0.0)
+        if (best.match or 0.0) < wanted.cut:
             return (), best
-        if wanted.cut is not None and wanted.sort is not None:
-            hits = tuple(hit for hit in hits if (hit.match or 0.0) >= (wanted.cut or 0.0))
-    kept = _sorted(state, wanted, list(hits))
+    kept = list(hits)
+    if wanted.sort is not None:
+        if wanted.cut is not None and calibration is not None:
+            kept = [hit for hit in weighed(kept) if (hit.match or 0.0) >= (wanted.cut or 0.0)]
+        kept = _sorted(state, wanted, kept)
     rows = found[np.searchsorted(ids, [hit.id for hit in kept])] if kept else found[:0]
     if wanted.diversity and kept:
         scores = np.array([hit.score for hit in kept])
-        span = float(np.ptp(scores)) or 1.0
         chosen = maximal_marginal_relevance(
-            (scores - scores.min()) / span,
+            (scores - scores.min()) / (float(np.ptp(scores)) or 1.0),
             rows,
             len(kept) if wanted.group else wanted.k,
             wanted.diversity,
         ).tolist()
         kept, rows = [kept[i] for i in chosen], rows[chosen]
     if wanted.group and kept:
-        taken = np.array([hit.taken_at.timestamp() if hit.taken_at else math.nan for hit in kept])
+        taken = np.array(
+            [(hit.taken_at - EPOCH).total_seconds() if hit.taken_at else math.nan for hit in kept]
+        )
         groups = collapse(rows, wanted.k, state.likeness, taken=taken)
         kept = [
             replace(kept[each.row], others=tuple(kept[i].path for i in each.others))
             for each in groups
         ]
-    return _numbered(kept[: wanted.k]), None
+    return _numbered(weighed(kept[: wanted.k])), None
 
 
 def _sorted(state: State, wanted: Wanted, hits: list[Hit]) -> list[Hit]:
@@ -312,7 +326,7 @@ def _sorted(state: State, wanted: Wanted, hits: list[Hit]) -> list[Hit]:
     return [by_id[id_] for id_ in order]
 
 
-def _numbered(hits: list[Hit]) -> tuple[Hit, ...]:
+def _numbered(hits: Sequence[Hit]) -> tuple[Hit, ...]:
     return tuple(replace(hit, rank=rank) for rank, hit in enumerate(hits, 1))
 
 

@@ -141,7 +141,7 @@ class SearchEngine:
             k: how many answers, at least 1; fewer come where the library holds fewer.
             where: what answers must be like (`taken >= '2023-06' AND width > height`), see
                 `retrieval.filters`; without words and pictures, all that is like this is listed.
-            sort: put answers in this order instead, see `SortKey`; of the best 200, or `5 k`, those
+            sort: put answers in this order instead, see `SortKey`; of the best 100, or `5 k`, those
                 that match, where a cut says so.
             descending: whether the greatest, or latest, comes first.
             cut: there is no answer where the best has a lower probability (0 to 1) of matching;
