@@ -37,7 +37,7 @@ DEPTH = 100
 """Answers that are sorted, grouped or told apart, at least, and five for each of `k`."""
 FIRST = 20
 """Answers of which the most probable decides whether there is any."""
-EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 (local time by the camera's clock, as `taken_at`)
+EPOCH = datetime(1970, 1, 1)
 
 
 class State:
