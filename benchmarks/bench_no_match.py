@@ -27,7 +27,8 @@ from numpy.typing import NDArray
 from report import write_report
 
 import mmsearch
-from mmsearch.retrieval.calibration import CUT, Calibration
+from mmsearch.retrieval.calibration import Calibration
+from mmsearch.retrieval.confidence import CUT
 from mmsearch.retrieval.tags import Tagger, bundled_vocabulary
 
 Floats = NDArray[np.float64]

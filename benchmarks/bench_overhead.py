@@ -25,7 +25,7 @@ from report import write_report
 
 import mmsearch
 from mmsearch.indexes import VectorIndex
-from mmsearch.retrieval.calibration import CUT
+from mmsearch.retrieval.confidence import CUT
 from mmsearch.retrieval.encoders import Encoder
 from mmsearch.retrieval.library import Library
 from mmsearch.retrieval.schema import Caption, Picture

@@ -233,7 +233,8 @@ def answer_many(
             # A caption that two sources give counts once; a picture may be gone since.
             answers.append(answer(state, question, vectors[i : i + 1], wanted))
             continue
-        if calibration is not None and rows is not None:
+        known = {hit.id for hit in hits} <= set(ids.tolist())
+        if calibration is not None and rows is not None and known:
             hits = _weighed(calibration, vectors[i : i + 1], hits, ids, rows)
         answers.append(Answer(hits, size))
     return answers
@@ -266,9 +267,9 @@ def _shown(
     What is `named` by the question matches for certain.
     """
     ids, found = state.vectors(np.array([hit.id for hit in hits], dtype=np.int64))
-    there = set(ids.tolist())
-    # Whose vector was removed since is gone.
-    hits = tuple(hit for hit in hits if hit.id in there)
+    if not {hit.id for hit in hits} <= set(ids.tolist()):
+        # Vectors that another run is replacing: the order is known, and no more.
+        return _numbered(_sorted(state, wanted, list(hits))[: wanted.k]), None
 
     def weighed(some: Sequence[Hit]) -> list[Hit]:
         if calibration is None or not some:
@@ -288,26 +289,32 @@ def _shown(
         if wanted.cut is not None and calibration is not None:
             kept = [hit for hit in weighed(kept) if (hit.match or 0.0) >= (wanted.cut or 0.0)]
         kept = _sorted(state, wanted, kept)
-    rows = found[np.searchsorted(ids, [hit.id for hit in kept])] if kept else found[:0]
-    if wanted.diversity and kept:
-        scores = np.array([hit.score for hit in kept])
+    if kept:
+        kept = _apart(state, wanted, kept, found[np.searchsorted(ids, [hit.id for hit in kept])])
+    return _numbered(weighed(kept[: wanted.k])), None
+
+
+def _apart(state: State, wanted: Wanted, hits: list[Hit], rows: NDArray[np.float32]) -> list[Hit]:
+    """Spread and group hits, given their vectors, as far as is wanted."""
+    if wanted.diversity:
+        scores = np.array([hit.score for hit in hits])
         chosen = maximal_marginal_relevance(
             (scores - scores.min()) / (float(np.ptp(scores)) or 1.0),
             rows,
-            len(kept) if wanted.group else wanted.k,
+            len(hits) if wanted.group else wanted.k,
             wanted.diversity,
         ).tolist()
-        kept, rows = [kept[i] for i in chosen], rows[chosen]
-    if wanted.group and kept:
+        hits, rows = [hits[i] for i in chosen], rows[chosen]
+    if wanted.group:
         taken = np.array(
-            [(hit.taken_at - EPOCH).total_seconds() if hit.taken_at else math.nan for hit in kept]
+            [(hit.taken_at - EPOCH).total_seconds() if hit.taken_at else math.nan for hit in hits]
         )
         groups = collapse(rows, wanted.k, state.likeness, taken=taken)
-        kept = [
-            replace(kept[each.row], others=tuple(kept[i].path for i in each.others))
+        hits = [
+            replace(hits[each.row], others=tuple(hits[i].path for i in each.others))
             for each in groups
         ]
-    return _numbered(weighed(kept[: wanted.k])), None
+    return hits
 
 
 def _sorted(state: State, wanted: Wanted, hits: list[Hit]) -> list[Hit]:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float64]
 
-__all__ = ["CUT", "SAMPLE", "Calibration", "confidence"]
+__all__ = ["SAMPLE", "Calibration"]
 
 SAMPLE = 1_000
 """Vectors of a library that stand for all of it."""
@@ -25,9 +25,6 @@ WEIGHTS = (1.157, 0.893, -0.663)
 """Of a match: deviations of the query's own scores beyond the best by chance, deviations beyond
 the names that fit the picture best, and a constant. Learned by `bench_no_match.py` from half of its
 concepts."""
-CUT = 0.28
-"""The least probability of the best answer at which there is an answer: a tenth of what is there is
-below."""
 SHOWN, SOFTNESS = 1.75, 1.0
 """Deviations beyond the mean at which a picture as likely shows a concept as not, and how fast
 that changes. Learned by `bench_negation.py` from half of its pairs."""
@@ -115,14 +112,6 @@ class Calibration:
         """Return `float64[n]`, the probability that each picture matches; see `evidence`."""
         *weights, constant = WEIGHTS
         return _logistic(self.evidence(query, scores, vectors) @ np.array(weights) + constant)
-
-
-def confidence(match: float) -> str:
-    """Say in words how probable it is that a picture matches."""
-    for least, words in ((0.85, "very likely"), (0.65, "likely"), (CUT, "maybe")):
-        if match >= least:
-            return words
-    return "unlikely"
 
 
 def _logistic(x: Floats) -> Floats:

@@ -145,7 +145,7 @@ class SearchEngine:
                 that match, where a cut says so.
             descending: whether the greatest, or latest, comes first.
             cut: there is no answer where the best has a lower probability (0 to 1) of matching;
-                `retrieval.calibration.CUT` is what the command line uses. Probabilities are known
+                `retrieval.confidence.CUT` is what the command line uses. Probabilities are known
                 where one text asks for pictures.
             group: near-duplicates and pictures of one burst count as one answer.
             diversity: 0 (none) to 1, how different from each other answers shall be.

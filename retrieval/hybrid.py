@@ -65,7 +65,8 @@ def helps(words: Ranking) -> bool:
     """Say whether an answer should be fused with what words find: wherever they find anything.
 
     A stricter rule (only where many of the nearest are described) gained less on the pictures that
-    the rule was chosen on, and no library of `bench_words.py` lost beyond chance on the others. That
-    holds with `described` pictures told apart; fused without it, libraries with few captions lose.
+    the rule was chosen on, and no library of `bench_words.py` lost beyond chance on the others.
+    That holds with `described` pictures told apart; fused without it, libraries with few captions
+    lose.
     """
     return len(words) > 0

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmsearch.retrieval.calibration import confidence
+from mmsearch.retrieval.confidence import confidence
 from mmsearch.retrieval.schema import Hit
 
 if TYPE_CHECKING:

@@ -13,7 +13,8 @@ from mmsearch.cli import app
 from mmsearch.errors import QueryError
 from mmsearch.indexes.exact import ExactIndex
 from mmsearch.retrieval import logic
-from mmsearch.retrieval.calibration import CUT, PRIOR, RIVALS, WEIGHTS, Calibration, confidence
+from mmsearch.retrieval.calibration import PRIOR, RIVALS, WEIGHTS, Calibration
+from mmsearch.retrieval.confidence import CUT, confidence
 from mmsearch.retrieval.question import search_logic
 from tests.conftest import draw
 

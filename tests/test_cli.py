@@ -565,7 +565,7 @@ def test_a_forgotten_last_library_is_not_an_error(indexed: Path, tmp_path: Path)
 
 
 def test_words_that_are_no_valid_text_are_asked_all_the_same(indexed: Path) -> None:
-    done = run("query", os.fsdecode(b"caf\xe9"), "--json", cwd=indexed)
+    done = run("query", os.fsdecode(b"caf\xe9"), "--all", "--json", cwd=indexed)
     assert json.loads(done.stdout)["results"]
 
 

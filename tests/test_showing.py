@@ -93,7 +93,7 @@ FILES = {*ODD, "plain.jpg", "turned.jpg"}
 def test_paths_go_through_xargs_whatever_the_names(odd: Path) -> None:
     for cwd in (odd, odd.parent, odd.parent.parent / "elsewhere"):
         cwd.mkdir(exist_ok=True)
-        printed = output("query", "red", "-L", odd, "-k", 99, "-0", cwd=cwd)
+        printed = output("query", "red", "-L", odd, "--no-group", "-k", 99, "-0", cwd=cwd)
         assert printed.endswith(b"\0")
         got = [Path(os.fsdecode(path)) for path in printed[:-1].split(b"\0")]
         assert len(got) == len(FILES) + 1
@@ -114,20 +114,20 @@ def test_paths_are_relative_where_the_library_is_here_or_below(odd: Path, tmp_pa
     assert shell_path(found, first, odd.parent) == "my photos/a/b.jpg"
     assert shell_path(found, dash, tmp_path) == f"{odd}/-x.jpg"
     assert shell_path(found, first, odd / "a") == f"{odd}/a/b.jpg"
-    lines = output("query", "red", "-k", 99, "--paths", cwd=odd)
+    lines = output("query", "red", "--no-group", "-k", 99, "--paths", cwd=odd)
     assert b"./-rf.jpg\n" in lines
     assert b"caf\xe9.jpg\n" in lines
 
 
 def test_jsonl_and_csv_tell_the_same_and_csv_is_rfc_4180(odd: Path) -> None:
-    lines = output("query", "red", "-k", 99, "--jsonl", cwd=odd).splitlines()
+    lines = output("query", "red", "--no-group", "-k", 99, "--jsonl", cwd=odd).splitlines()
     objects = [json.loads(line) for line in lines]
-    whole = json.loads(output("query", "red", "-k", 99, "--json", cwd=odd))["results"]
+    whole = json.loads(output("query", "red", "--no-group", "-k", 99, "--json", cwd=odd))["results"]
     assert [{k: v for k, v in o.items() if k != "file"} for o in objects] == whole
     assert all(o["file"] == f"{odd}/{o['path']}" for o in objects)
-    raw = output("query", "red", "-k", 99, "--csv", cwd=odd)
+    raw = output("query", "red", "--no-group", "-k", 99, "--csv", cwd=odd)
     assert b"caf\xe9.jpg" in raw
-    assert raw.startswith(b"rank,path,score,taken,width,height,file\r\n")
+    assert raw.startswith(b"rank,path,score,p_match,taken,width,height,file\r\n")
     rows = list(csv.DictReader(io.StringIO(raw.decode("utf-8", "surrogateescape"), newline="")))
     assert [row["path"] for row in rows] == [o["path"] for o in objects]
     assert [float(row["score"]) for row in rows] == [o["score"] for o in objects]
@@ -224,7 +224,19 @@ class Page(HTMLParser):
 
 
 def test_sheet_holds_its_pictures_and_nothing_that_runs_or_loads(odd: Path, tmp_path: Path) -> None:
-    run("query", "red", "-L", odd, "-k", 99, "--json", "--html", "s.html", cwd=tmp_path)
+    run(
+        "query",
+        "red",
+        "-L",
+        odd,
+        "--no-group",
+        "-k",
+        99,
+        "--json",
+        "--html",
+        "s.html",
+        cwd=tmp_path,
+    )
     page = Page((tmp_path / "s.html").read_text("utf-8"))
     images = list(page.all("img"))
     assert len(images) == len(FILES) + 1
@@ -369,11 +381,33 @@ def test_command_says_what_it_copied_and_skipped(odd: Path, tmp_path: Path) -> N
     library = tmp_path / "lib"
     shutil.copytree(odd, library)
     (library / "plain.jpg").unlink()
-    done = run("query", "red", "-L", library, "-k", 99, "--json", "--copy-to", "out", cwd=tmp_path)
+    done = run(
+        "query",
+        "red",
+        "-L",
+        library,
+        "--no-group",
+        "-k",
+        99,
+        "--json",
+        "--copy-to",
+        "out",
+        cwd=tmp_path,
+    )
     assert f"{len(ODD) + 2} copied to out" in done.stderr
     assert "Skipped plain.jpg: gone since it was indexed" in done.stderr
     done = run(
-        "query", "red", "-L", library, "-k", 99, "--json", "--link-to", "links", cwd=tmp_path
+        "query",
+        "red",
+        "-L",
+        library,
+        "--no-group",
+        "-k",
+        99,
+        "--json",
+        "--link-to",
+        "links",
+        cwd=tmp_path,
     )
     assert f"{len(ODD) + 1} linked to links · 1 copied there from inside" in done.stderr
 
@@ -402,7 +436,7 @@ def test_open_starts_the_viewer_with_files_that_are_there(odd: Path, tmp_path: P
         log.unlink()
         return lines
 
-    run("query", "red", "--open", cwd=library, **environment)
+    run("query", "red", "--open", "--no-group", cwd=library, **environment)
     inside, plain = sorted(opened(2), key=lambda path: path.endswith("-plain.jpg"))
     assert plain == str(library / "-plain.jpg")
     assert Path(inside).read_bytes() == (odd / "plain.jpg").read_bytes()

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mmsearch.retrieval.calibration import CUT, confidence
 from mmsearch.retrieval.commands.options import (
     EXIT_NOTHING_MATCHED,
     LibraryOption,
@@ -15,6 +14,7 @@ from mmsearch.retrieval.commands.options import (
     path_argument,
 )
 from mmsearch.retrieval.commands.showing import Showing, with_showing
+from mmsearch.retrieval.confidence import CUT, confidence
 from mmsearch.retrieval.filters import Filter, SortKey, parse_where, split_inline
 from mmsearch.retrieval.schema import Fusion, Target
 from mmsearch.retrieval.terminal import read_large_pictures, say
@@ -126,8 +126,10 @@ def query(
 def _nothing(results: Results) -> str:
     """Say why there is no answer."""
     if results.nearest is not None:
+        # Bytes of a terminal that are no valid text would break what reads this line as text.
+        asked = (results.query.text or "").encode("utf-8", "backslashreplace").decode()
         return (
-            f'Nothing in this library clearly matches "{results.query.text}". Closest: '
+            f'Nothing in this library clearly matches "{asked}". Closest: '
             f"{results.nearest.path} ({confidence(results.nearest.match or 0.0)}). "
             "Use --all to see what is nearest."
         )
