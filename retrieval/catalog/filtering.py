@@ -32,6 +32,8 @@ from sqlalchemy import (
     or_,
     select,
 )
+from sqlalchemy.sql.elements import UnaryExpression
+from sqlalchemy.sql.operators import custom_op
 
 from mmsearch.retrieval.catalog import tables
 from mmsearch.retrieval.catalog.functions import epoch_ns, in_utc
@@ -57,11 +59,11 @@ from mmsearch.retrieval.schema import Target
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from sqlalchemy import ColumnElement, Connection
+    from sqlalchemy import ColumnElement, Connection, Select
 
     Clause: TypeAlias = ColumnElement[Any]
 
-__all__ = ["clause", "matching"]
+__all__ = ["clause", "matching", "scanned"]
 
 EARTH_RADIUS_M = 6_371_008.8
 """The mean radius (IUGG): distances are off by at most half a percent."""
@@ -71,32 +73,59 @@ MARGIN_DEGREES = 1e-6
 _FILE, _CAPTION = tables.file.c, tables.caption.c
 
 
+def scanned(column: ColumnElement[Any]) -> ColumnElement[Any]:
+    """Return a column that SQLite looks for in no index.
+
+    Its planner takes seconds over hundreds of alternatives with one; a scan of 100,000 rows takes
+    ten milliseconds.
+    """
+    return UnaryExpression(column, operator=custom_op("+"), type_=column.type)
+
+
+_PARTS = (Column.NAME, Column.FOLDER, Column.EXT)
+"""Columns that are part of the path."""
+
+_PATH, _TAKEN, _TEXT = map(scanned, (_FILE.path, _FILE.taken_at, _CAPTION.text))
+
+
 def matching(connection: Connection, filter_: Filter, target: Target) -> NDArray[np.int64]:
     """Return `int64[n]`, ascending: the pictures, or captions, of which the filter is true."""
     if target is Target.IMAGES:
-        ids = select(_FILE.id).where(clause(filter_, target))
+        ids = _files().where(clause(filter_, target))
     elif Column.CAPTION in filter_.columns():
         joined = select(_CAPTION.id).join_from(tables.caption, tables.file)
         ids = joined.where(clause(filter_, target))
     else:
-        files = select(_FILE.id).where(clause(filter_, target))
+        files = _files().where(clause(filter_, target))
         ids = select(_CAPTION.id).where(_CAPTION.file_id.in_(files))
     # One text of all ids takes a quarter of the time of a row for each.
     found = connection.scalar(select(func.group_concat(ids.subquery().c.id)))
     return np.sort(np.fromstring(found or "", dtype=np.int64, sep=","))
 
 
-def clause(filter_: Filter, target: Target) -> Clause:
-    """Return the condition on rows of `file`, for captions joined with `caption`."""
+def _files() -> Select[tuple[int]]:
+    """Return the ids of pictures, in the order in which everything else about them is stored."""
+    return select(_FILE.id).with_hint(tables.file, "NOT INDEXED", "sqlite")
+
+
+def clause(filter_: Filter, target: Target, *, negated: bool = False) -> Clause:
+    """Return the condition on rows of `file`, for captions joined with `caption`.
+
+    Args:
+        filter_: what they must be like.
+        target: pictures or captions.
+        negated: whether the condition will be negated, which decides what is best said where it is
+            unknown: it must not be true in the end.
+    """
     match filter_:
         case And(items):
-            return and_(*(clause(item, target) for item in items))
+            return and_(*(clause(item, target, negated=negated) for item in items))
         case Or(items):
-            return or_(*(clause(item, target) for item in items))
+            return or_(*(clause(item, target, negated=negated) for item in items))
         case Not(item):
-            return not_(clause(item, target))
+            return not_(clause(item, target, negated=not negated))
     if Column.CAPTION in filter_.columns():
-        return _caption(filter_, target)
+        return _caption(filter_, target, negated)
     return _condition(filter_)
 
 
@@ -119,28 +148,28 @@ def _condition(filter_: Filter) -> Clause:
     raise TypeError(f"{filter_!r} is no filter")
 
 
-def _caption(filter_: Filter, target: Target) -> Clause:
+def _caption(filter_: Filter, target: Target, negated: bool) -> Clause:
     match filter_:
         case IsNull():
             if target is Target.CAPTIONS:
                 return false()
-            texts = select(_CAPTION.id).where(_CAPTION.file_id == _FILE.id)
-            return not_(texts.correlate(tables.file).exists())
+            return _FILE.id.not_in(select(_CAPTION.file_id))
         case Compare(column, Operator.UNEQUAL, value):
-            return not_(_caption(Compare(column, Operator.EQUAL, value), target))
+            return not_(_caption(Compare(column, Operator.EQUAL, value), target, not negated))
         case Compare(_, Operator.EQUAL, str(value)):
-            true = _CAPTION.text == _text(value)
+            true = _text(value) == _TEXT
         case OneOf(_, values):
-            true = _CAPTION.text.in_([_text(str(value)) for value in values])
+            true = _TEXT.in_([_text(str(value)) for value in values])
         case Like(_, pattern, escape):
-            true = _like_stored(_CAPTION.text, Pattern.of(pattern, escape).folded)
+            true = _like_stored(_TEXT, Pattern.of(pattern, escape).folded)
         case _:
             raise TypeError(f"{filter_!r} is no filter of captions")
     if target is Target.CAPTIONS:
         return true
-    # Unknown without captions, as the largest of no values is.
-    any_ = select(func.max(true)).where(_CAPTION.file_id == _FILE.id)
-    return any_.correlate(tables.file).scalar_subquery() == 1
+    found = _FILE.id.in_(select(_CAPTION.file_id).where(true))
+    # Without captions it is unknown. To ask for that takes longer than all else, and need not be
+    # where false comes to the same.
+    return or_(found, _FILE.id.not_in(select(_CAPTION.file_id))) if negated else found
 
 
 def _compare(column: Column, operator: Operator, value: Value | Column) -> Clause:
@@ -151,10 +180,10 @@ def _compare(column: Column, operator: Operator, value: Value | Column) -> Claus
     if isinstance(value, Date):
         return _compare_date(column, operator, value)
     if isinstance(value, str):
-        if operator is Operator.EQUAL and column in (Column.EXT, Column.NAME):
-            return _ends(column, value)
-        if operator is Operator.UNEQUAL and column in (Column.EXT, Column.NAME):
-            return not_(_ends(column, value))
+        if operator is Operator.EQUAL and column in _PARTS:
+            return _is_part(column, value)
+        if operator is Operator.UNEQUAL and column in _PARTS:
+            return not_(_is_part(column, value))
         return _operated(_expression(column), operator, _text(value))
     return _operated(_expression(column), operator, literal(value))
 
@@ -203,13 +232,15 @@ def _one_of(column: Column, values: tuple[Value, ...]) -> Clause:
 def _expression(column: Column) -> Clause:
     match column:
         case Column.NAME | Column.FOLDER | Column.EXT:
-            return func.mm_part(_FILE.path, column.value, type_=tables.FilePath())
+            return func.mm_part(_PATH, column.value, type_=tables.FilePath())
         case Column.PIXELS:
             return _FILE.width * _FILE.height
         case Column.MODIFIED:
             return _FILE.mtime_ns
         case Column.TAKEN:
-            return _FILE.taken_at
+            return _TAKEN
+        case Column.PATH:
+            return _PATH
         case Column.INDEXED:
             return _FILE.indexed_at
     return _FILE[column.value]
@@ -235,24 +266,32 @@ def _text(value: str) -> Clause:
     return literal(value, tables.FilePath())
 
 
-def _ends(column: Column, value: str) -> Clause:
-    """Return whether a path has this name or extension, told by its end where that tells."""
-    exactly = func.mm_part(_FILE.path, column.value, type_=tables.FilePath()) == _text(value)
-    if not value or "/" in value or not _is_valid(value):
+def _is_part(column: Column, value: str) -> Clause:
+    """Return whether a path has this name, folder or extension, told by the path where it tells."""
+    exactly = func.mm_part(_PATH, column.value, type_=tables.FilePath()) == _text(value)
+    # SQLite counts the bytes of bytes, and the characters of a text up to the first zero.
+    if not value or "\0" in value or not _is_valid(value):
         return exactly
-    if column is Column.NAME:
-        tail = f"/{value}"
-        # SQLite counts the bytes of bytes, and characters of texts up to the first zero.
-        if "\0" in value:
+    match column:
+        case Column.FOLDER:
+            head = f"{value}/"
+            below = func.substr(_PATH, len(head) + 1)
+            native = and_(
+                func.substr(_PATH, 1, len(head)) == _text(head), func.instr(below, "/") == 0
+            )
+        case Column.NAME if "/" not in value:
+            tail = f"/{value}"
+            native = or_(
+                _operated(_PATH, Operator.EQUAL, _text(value)),
+                func.substr(_PATH, -len(tail)) == _text(tail),
+            )
+        case Column.EXT if value.isascii() and not {"/", "."} & set(value):
+            if value != value.lower():
+                return false()
+            native = _PATH.like(f"%.{escaped(value)}", escape=ESCAPE)
+        case _:
             return exactly
-        same = or_(_FILE.path == _text(value), func.substr(_FILE.path, -len(tail)) == _text(tail))
-        return case((func.typeof(_FILE.path) == "text", same), else_=exactly)
-    if not value.isascii() or "." in value or "\0" in value:
-        return exactly
-    if value != value.lower():
-        return false()
-    native = _FILE.path.like(f"%.{escaped(value)}", escape=ESCAPE)
-    return case((func.typeof(_FILE.path) == "text", native), else_=exactly)
+    return case((func.typeof(_PATH) == "text", native), else_=exactly)
 
 
 def _is_valid(value: str) -> bool:
@@ -269,14 +308,18 @@ def _is_ascii(stored: Clause) -> Clause:
 
 
 def _like(column: Column, folded: str) -> Clause:
-    if column not in (Column.NAME, Column.FOLDER, Column.EXT):
+    if column not in _PARTS:
         return _like_stored(_expression(column), folded)
-    exactly = func.mm_like_part(_FILE.path, _text(folded), column.value)
-    if column is Column.FOLDER:
-        return exactly == 1
-    # What a name or an extension ends with, its path does.
-    maybe = _FILE.path.like(f"%{folded}", escape=ESCAPE) if folded.isascii() else false()
-    return case((and_(_is_ascii(_FILE.path), not_(maybe)), 0), else_=exactly) == 1
+    exactly = func.mm_like_part(_PATH, _text(folded), column.value)
+    # A cheap look at the whole path tells most of those whose part cannot match.
+    if not folded.isascii():
+        maybe: Clause = false()
+    elif column is Column.FOLDER:
+        top = func.instr(_PATH, "/") == 0
+        maybe = or_(_PATH.like(f"{folded}/%", escape=ESCAPE), top)
+    else:
+        maybe = _PATH.like(f"%{folded}", escape=ESCAPE)
+    return case((and_(_is_ascii(_PATH), not_(maybe)), 0), else_=exactly) == 1
 
 
 def _like_stored(stored: Clause, folded: str) -> Clause:
