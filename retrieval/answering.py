@@ -162,12 +162,16 @@ def _with_words(
 
 def listed(state: State, wanted: Wanted, key: SortKey) -> Answer:
     """Return what a filter lets through, in order: nothing else was asked."""
-    ids = None if wanted.filter is None else state.catalog.matching(wanted.filter, wanted.target)
-    ranked = state.catalog.in_order(
-        ids, key, descending=wanted.descending, target=wanted.target
-    ).tolist()
-    hits = _looked_up(state, wanted.target, [(id_, math.nan) for id_ in ranked[: wanted.k]])
-    return Answer(hits, len(ranked))
+    hits = state.catalog.listed(
+        wanted.filter,
+        key,
+        descending=wanted.descending,
+        limit=wanted.k,
+        target=wanted.target,
+    )
+    if wanted.filter is None:
+        return Answer(hits, len(state.index))
+    return Answer(hits, len(state.catalog.matching(wanted.filter, wanted.target)))
 
 
 def answer(

@@ -416,19 +416,22 @@ class Catalog:
 
     def in_order(
         self,
-        ids: NDArray[np.int64] | None,
+        ids: NDArray[np.int64],
         key: SortKey,
         *,
         descending: bool = False,
+        limit: int | None = None,
         target: Target = Target.IMAGES,
     ) -> NDArray[np.int64]:
-        """Return those of `int64[n]` ids that exist, or all there are, in the order of a key.
+        """Return the first `limit` of the `int64[n]` ids, as far as they exist, in a key's order.
 
         Pictures without a date come last in either direction; equal ones follow in the order of
         their paths.
         """
         with self._connect() as connection:
-            return listing.in_order(connection, ids, key, descending, target)
+            return listing.in_order(
+                connection, key, descending=descending, target=target, ids=ids, limit=limit
+            )
 
     def listed(
         self,
@@ -439,11 +442,16 @@ class Catalog:
         limit: int | None = None,
         target: Target = Target.IMAGES,
     ) -> tuple[Hit, ...]:
-        """Return what matches in the order of a key; nothing was asked, so scores are NaN."""
-        ids = None if filter_ is None else self.matching(filter_, target)
-        ranked = self.in_order(ids, key, descending=descending, target=target)[:limit]
+        """Return the first of what matches, in a key's order, where nothing else is asked.
+
+        Scores are NaN: nothing was compared.
+        """
+        with self._connect() as connection:
+            ids = listing.in_order(
+                connection, key, descending=descending, target=target, filter_=filter_, limit=limit
+            )
         hits = self.file_hits if target is Target.IMAGES else self.caption_hits
-        return hits([(id_, math.nan) for id_ in ranked.tolist()])
+        return hits([(id_, math.nan) for id_ in ids.tolist()])
 
     def file_hits(self, ranked: Sequence[tuple[int, float]]) -> tuple[Hit, ...]:
         """Return hits for (file id, score) pairs, in their order; files gone since are left out."""
