@@ -13,6 +13,7 @@ from sqlalchemy import create_engine, event, exc
 from sqlalchemy.pool import QueuePool
 
 from mmsearch.errors import LibraryLocked, StorageError
+from mmsearch.retrieval.catalog import functions
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
@@ -35,6 +36,7 @@ def sqlite_engine(path: Path, options: str = "mode=rwc") -> Engine:
         )
         try:
             connection.execute("PRAGMA foreign_keys = ON")
+            functions.register(connection)
             if options == "mode=rwc":
                 connection.execute("PRAGMA journal_mode = WAL")
                 connection.execute("PRAGMA synchronous = NORMAL")

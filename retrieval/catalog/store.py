@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import secrets
 import uuid
@@ -18,7 +19,7 @@ import numpy as np
 from sqlalchemy import Column, Table, func, select
 
 from mmsearch.errors import LibraryNotFound, StorageError
-from mmsearch.retrieval.catalog import migrations, tables
+from mmsearch.retrieval.catalog import filtering, listing, migrations, tables
 from mmsearch.retrieval.catalog.connection import (
     as_mmsearch_errors,
     read_only_engine,
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from sqlalchemy import Connection, Engine
 
+    from mmsearch.retrieval.filters import Filter, SortKey
     from mmsearch.retrieval.schema import EncoderSpec
 
 __all__ = ["AdapterRow", "Catalog", "Counts", "KnownFile", "KnownProblem", "LibraryRow"]
@@ -389,6 +391,53 @@ class Catalog:
         statement = select(caption.id, caption.file_id, caption.text).order_by(caption.id)
         with self._connect() as connection:
             return [(id_, file_id, text) for id_, file_id, text in connection.execute(statement)]
+
+    def matching(self, filter_: Filter, target: Target = Target.IMAGES) -> NDArray[np.int64]:
+        """Return `int64[n]`, ascending: the pictures, or captions, of which a filter is true.
+
+        A caption matches where its picture does; `caption` is then its own text.
+        """
+        with self._connect() as connection:
+            return filtering.matching(connection, filter_, target)
+
+    def in_order(
+        self,
+        ids: NDArray[np.int64],
+        key: SortKey,
+        *,
+        descending: bool = False,
+        limit: int | None = None,
+        target: Target = Target.IMAGES,
+    ) -> NDArray[np.int64]:
+        """Return the first `limit` of the `int64[n]` ids, as far as they exist, in a key's order.
+
+        Pictures without a date come last in either direction; equal ones follow in the order of
+        their paths.
+        """
+        with self._connect() as connection:
+            return listing.in_order(
+                connection, key, descending=descending, target=target, ids=ids, limit=limit
+            )
+
+    def listed(
+        self,
+        filter_: Filter | None,
+        key: SortKey,
+        *,
+        descending: bool = False,
+        limit: int | None = None,
+        target: Target = Target.IMAGES,
+    ) -> tuple[Hit, ...]:
+        """Return the first of what matches, in a key's order, where nothing else is asked.
+
+        Scores are NaN: nothing was compared.
+        """
+        with self._connect() as connection:
+            ids = listing.in_order(
+                connection, key, descending=descending, target=target, filter_=filter_, limit=limit
+            )
+        hits = self.file_hits if target is Target.IMAGES else self.caption_hits
+        return hits([(id_, math.nan) for id_ in ids.tolist()])
 
     def file_hits(self, ranked: Sequence[tuple[int, float]]) -> tuple[Hit, ...]:
         """Return hits for (file id, score) pairs, in their order; files gone since are left out."""

@@ -17,10 +17,13 @@ _ASCII_LOWER = {code: code + 32 for code in range(ord("A"), ord("Z") + 1)}
 
 def fold(text: str) -> str:
     """Return the text as LIKE compares it: composed (NFC), and Unicode's case folding done."""
-    if text.isascii():
-        return text.lower()
-    folded = unicodedata.normalize("NFC", text).casefold()
-    return unicodedata.normalize("NFC", folded)
+    return text.lower() if text.isascii() else _folded(text)
+
+
+@lru_cache(maxsize=256)
+def _folded(text: str) -> str:
+    # Kept, because several patterns are compared with the same text one after the other.
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold())
 
 
 def ascii_lower(text: str) -> str:
