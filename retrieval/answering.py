@@ -37,6 +37,8 @@ DEPTH = 100
 """Answers that are sorted, grouped or told apart, at least, and five for each of `k`."""
 FIRST = 20
 """Answers of which the most probable decides whether there is any."""
+FILTERS = 16
+"""Filters whose ids are kept: a service asks with the same ones again and again."""
 EPOCH = datetime(1970, 1, 1)
 
 
@@ -56,6 +58,7 @@ class State:
         self.encoder = encoder
         self.index = index
         self.adapter = adapter
+        self._matching: dict[tuple[Filter, Target], NDArray[np.int64]] = {}
 
     @property
     def stamp(self) -> str:
@@ -70,6 +73,18 @@ class State:
             Target.IMAGES, self.row.encoder_id, self.index.dim, ids
         )
         return found, vectors.astype(np.float32)
+
+    def matching(self, filter_: Filter, target: Target) -> NDArray[np.int64]:
+        """Return `int64[n]`, ascending ids that a filter lets through, those of late kept."""
+        key = (filter_, target)
+        found = self._matching.get(key)
+        if found is None:
+            found = self.catalog.matching(filter_, target)
+            if self.catalog.stamp() == self.stamp:
+                if len(self._matching) >= FILTERS:
+                    self._matching.clear()
+                self._matching[key] = found
+        return found
 
     # Two threads that come first both compute these, and to the same end.
     @cached_property
@@ -171,7 +186,7 @@ def listed(state: State, wanted: Wanted, key: SortKey) -> Answer:
     )
     if wanted.filter is None:
         return Answer(hits, len(state.index))
-    return Answer(hits, len(state.catalog.matching(wanted.filter, wanted.target)))
+    return Answer(hits, len(state.matching(wanted.filter, wanted.target)))
 
 
 def answer(
@@ -183,7 +198,7 @@ def answer(
         QueryError: the parts cancel each other out.
         IndexFileError: as from `VectorIndex.search`.
     """
-    among = None if wanted.filter is None else state.catalog.matching(wanted.filter, wanted.target)
+    among = None if wanted.filter is None else state.matching(wanted.filter, wanted.target)
     size = len(state.index)
     considered = size if among is None else int(state.index.has(among).sum())
     if considered == 0:
