@@ -34,7 +34,9 @@ if TYPE_CHECKING:
 __all__ = ["Answer", "State", "Wanted", "answer", "answer_many", "listed"]
 
 DEPTH = 100
-"""Answers that are sorted, grouped or told apart, at least, and five for each of `k`."""
+"""Answers of which those that match are sorted, at least, and five for each of `k`."""
+NEAR = 50
+"""The same of those that are grouped, spread, or fused with what words find."""
 FIRST = 20
 """Answers of which the most probable decides whether there is any."""
 FILTERS = 16
@@ -75,11 +77,15 @@ class State:
         return found, vectors.astype(np.float32)
 
     def matching(self, filter_: Filter, target: Target) -> NDArray[np.int64]:
-        """Return `int64[n]`, ascending ids that a filter lets through, those of late kept."""
+        """Return `int64[n]`, ascending ids of vectors that a filter lets through.
+
+        Those of late are kept.
+        """
         key = (filter_, target)
         found = self._matching.get(key)
         if found is None:
             found = self.catalog.matching(filter_, target)
+            found = found[self.index.has(found)]
             if self.catalog.stamp() == self.stamp:
                 if len(self._matching) >= FILTERS:
                     self._matching.clear()
@@ -199,8 +205,7 @@ def answer(
         IndexFileError: as from `VectorIndex.search`.
     """
     among = None if wanted.filter is None else state.matching(wanted.filter, wanted.target)
-    size = len(state.index)
-    considered = size if among is None else int(state.index.has(among).sum())
+    considered = len(state.index) if among is None else len(among)
     if considered == 0:
         return Answer((), 0)
     calibration = None
@@ -210,22 +215,26 @@ def answer(
     if wanted.words and calibration is not None and question.expression is None:
         words = state.catalog.words(question.texts[0], wanted.target, DEPTH, among=among)
         words = words if helps(words) else []
-    depth = max(DEPTH, 5 * wanted.k) if wanted.deep or words else wanted.k
-    asked = min(depth, considered)
+    asked = wanted.k
+    if wanted.deep or words:
+        asked = max(DEPTH if wanted.sort else NEAR, 5 * wanted.k)
     while True:
+        asked = min(asked, considered)
         ranked = question.search(state.index, vectors, asked, among, calibration)
         if words:
             ranked = _with_words(state, vectors, ranked, words, asked)
-        hits = _looked_up(state, wanted.target, ranked)
-        # A caption that two sources give counts once; a picture may be gone since.
-        if len(hits) >= min(depth, considered) or asked >= considered:
-            break
-        asked = min(2 * asked, considered)
-    if wanted.target is Target.IMAGES and (calibration or wanted.group or wanted.diversity):
-        named = {id_ for id_, score in words if score == math.inf}
-        hits, nearest = _shown(state, question, vectors, wanted, hits, calibration, named)
-        return Answer(hits, considered, nearest)
-    return Answer(_numbered(_sorted(state, wanted, list(hits))[: wanted.k]), considered)
+        hits, nearest = _looked_up(state, wanted.target, ranked), None
+        if wanted.target is Target.IMAGES and (calibration or wanted.group or wanted.diversity):
+            named = {id_ for id_, score in words if score == math.inf}
+            hits, nearest = _shown(state, question, vectors, wanted, hits, calibration, named)
+        else:
+            hits = _numbered(_sorted(state, wanted, list(hits))[: wanted.k])
+        # Near-duplicates count once, and so does a caption that two sources give; a picture may
+        # be gone since. What is sorted is what matches, however few.
+        enough = len(hits) >= wanted.k or bool(wanted.sort and wanted.cut)
+        if enough or nearest is not None or asked >= considered:
+            return Answer(hits, considered, nearest)
+        asked *= 2
 
 
 def answer_many(

@@ -165,6 +165,16 @@ def test_near_duplicates_count_once_and_k_is_kept(engine):
     assert all(not hit.others for hit in apart.hits)
 
 
+def test_k_is_kept_where_most_of_what_is_near_is_one_picture(engine):
+    root = engine.library.root
+    for i in range(70):
+        draw(root / f"again-{i}.png", "red", (48, 32))
+    mmsearch.index(root, model=engine.encoder)
+    grouped = engine.search("red", k=6, group=True, words=False)
+    assert len(grouped.hits) == 6
+    assert len(grouped.hits[0].others) == 70
+
+
 def test_diversity_keeps_the_first_and_spreads_the_rest(engine):
     root = engine.library.root
     for i in range(3):
