@@ -182,9 +182,13 @@ class SearchEngine:
             raise QueryError("Captions cannot be grouped or spread; leave `group` and `diversity`.")
         state = self._state(wanted.target)
         if text is None and image is None and (wanted.filter or wanted.sort):
+            wanted = replace(wanted, cut=None)
             answered = listed(state, wanted, wanted.sort or SortKey.PATH)
             return self._told(Query((), wanted.target), state, wanted, answered, started)
         question = Question.of(text, image, weights, _member(Fusion, fusion, "fusion"))
+        if wanted.target is Target.CAPTIONS or not question.of_words:
+            # No probability is known, so nothing is cut.
+            wanted = replace(wanted, cut=None)
         vectors, adapted = question.embedded(state.encoder, state.adapter)
         try:
             answered = answer(state, question, vectors, wanted)
