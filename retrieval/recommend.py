@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Recommendation", "Recommender", "Signals"]
 
-USERS_AT_ONCE = 4_096
+USERS_AT_ONCE = 8_192
 POOL = 100
 """Candidates among which diversity chooses, at least, and five for each of `k`."""
 SAMPLE = 1_000

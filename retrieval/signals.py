@@ -114,7 +114,9 @@ def tastes(
     ids, place = np.array(keys, dtype=np.int64), np.array(places, dtype=np.int64)
     named = place < 0
     found, vectors = vectors_of(np.unique(ids[named]))
-    matrix = np.concatenate([vectors.astype(np.float32), *(row[None] for row in foreign)])
+    matrix = vectors.astype(np.float32)
+    if foreign:
+        matrix = np.concatenate([matrix, foreign])
     rows = np.searchsorted(found, ids)
     there = np.zeros(len(ids), dtype=np.bool_)
     if len(found):
