@@ -112,7 +112,7 @@ def _figure(results: Results, hit: Hit, folder: Path) -> str:
     caption = None if row.caption is None else _readable(row.caption)
     # A caption says what a picture shows; without one, its name is all that is known.
     shown = _image(results.file(hit), alt=caption or _readable(row.name))
-    facts = " · ".join(fact for fact in row.facts if fact != "-")
+    facts = " · ".join(row.about)
     said = f"{escape(facts)}<br>{escape(path)}"
     if caption is not None:
         said += f'<q dir="auto">{escape(caption)}</q>'

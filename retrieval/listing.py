@@ -36,11 +36,18 @@ class Row:
     date: str
     path: str
     caption: str | None
+    similar: str | None
 
     @property
     def facts(self) -> tuple[str, ...]:
         """What stands before the path."""
         return self.rank, self.score, self.date
+
+    @property
+    def about(self) -> list[str]:
+        """What is known of it beside its name and caption."""
+        known = [fact for fact in self.facts if fact != "-"]
+        return known if self.similar is None else [*known, self.similar]
 
     @property
     def name(self) -> str:
@@ -55,7 +62,8 @@ def row_of(hit: Hit, *, people: bool = True) -> Row:
         score=_told(hit) if people else _score(hit),
         date=hit.taken_at.date().isoformat() if hit.taken_at else "-",
         path=hit.path,
-        caption=hit.caption or (_similar(hit) if people else None),
+        caption=hit.caption,
+        similar=f"▸ {len(hit.others)} similar" if hit.others and people else None,
     )
 
 
@@ -68,10 +76,6 @@ def _told(hit: Hit) -> str:
 
 def _score(hit: Hit) -> str:
     return "-" if math.isnan(hit.score) else f"{hit.score:.3f}"
-
-
-def _similar(hit: Hit) -> str | None:
-    return f"▸ {len(hit.others)} similar" if hit.others else None
 
 
 def record_of(results: Results, hit: Hit) -> dict[str, Any]:

@@ -72,7 +72,7 @@ class Card(Vertical):
         """Lay out an empty frame and two lines."""
         row = row_of(self.hit)
         mark = "+ " if self._liked else ""
-        facts = "  ".join(fact for fact in row.facts if fact != "-")
+        facts = "  ".join(row.about)
         yield Container()
         yield Static(f"{mark}{facts}", classes="words", markup=False)
         yield Static(tidy(row.caption or row.name), classes="words", markup=False)

@@ -142,7 +142,7 @@ def _label(hit: Hit, problem: str) -> Iterator[Text]:
     from rich.text import Text
 
     row = row_of(hit)
-    lines = ["  ".join(fact for fact in row.facts if fact != "-"), row.name, row.caption, problem]
+    lines = ["  ".join(row.about), row.name, row.caption, problem]
     for line in lines:
         if line:
             yield Text(printable(line), no_wrap=True, overflow="ellipsis")

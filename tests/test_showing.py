@@ -29,7 +29,7 @@ from mmsearch.retrieval import terminal_graphics
 from mmsearch.retrieval.commands import showing
 from mmsearch.retrieval.contact_sheet import contact_sheet, write_sheet
 from mmsearch.retrieval.copies import copy_pictures, link_pictures
-from mmsearch.retrieval.listing import each_picture_once, record_of, shell_path
+from mmsearch.retrieval.listing import each_picture_once, record_of, row_of, shell_path
 from mmsearch.retrieval.schema import Hit, Query, QueryPart, Results
 from tests.conftest import draw
 from tests.test_cli import MMSEARCH, run
@@ -348,6 +348,14 @@ def test_links_lead_to_the_files_and_what_lies_inside_is_taken_out(
     copy_pictures(found, tmp_path / "out")
     assert (tmp_path / "out/1-with space.jpg").is_symlink()
     assert not (tmp_path / "out/1-with space (2).jpg").is_symlink()
+
+
+def test_how_many_are_similar_is_no_caption() -> None:
+    hit = Hit(1, 7, "a/b.jpg", 0.25, match=0.9, others=("c.jpg", "d.jpg"))
+    row = row_of(hit)
+    assert row.caption is None
+    assert row.about == ["1", "very likely", "▸ 2 similar"]
+    assert row_of(hit, people=False).about == ["1", "0.250"]
 
 
 def test_a_row_of_a_table_gets_a_name_and_long_names_are_cut(tmp_path: Path) -> None:

@@ -290,7 +290,10 @@ def print_table(results: Results) -> None:
     people = sys.stdout.isatty()
     rows = [row_of(hit, people=people) for hit in results.hits]
     texts = [
-        (*row.facts, *(printable(text) for text in (row.path, row.caption) if text is not None))
+        (
+            *row.facts,
+            *(printable(text) for text in (row.path, row.caption, row.similar) if text is not None),
+        )
         for row in rows
     ]
     if not people:
