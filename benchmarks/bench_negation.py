@@ -29,7 +29,7 @@ from mmsearch.retrieval import calibration as calibrations
 from mmsearch.retrieval import logic
 from mmsearch.retrieval.bootstrap import draws, percentile_interval
 from mmsearch.retrieval.calibration import Calibration
-from mmsearch.retrieval.tags import Tagger, bundled_vocabulary
+from mmsearch.retrieval.tags import background
 
 Floats = NDArray[np.float64]
 COMMON = 80
@@ -88,8 +88,7 @@ def main() -> None:
         and ((counts[a] >= 2) & (counts[b] >= 2)).sum() >= 8
         and ((counts[a] >= 2) & (counts[b] == 0)).sum() >= 8
     ]
-    background = Tagger(encoder, bundled_vocabulary(), templates=("{}",)).vectors
-    calibration = Calibration.of(background, pictures, len(pictures))
+    calibration = Calibration.of(background(encoder), pictures, len(pictures))
     vectors = dict(zip(nouns, encoder.encode_texts(nouns), strict=True))
 
     def product_scores(a: str, b: str) -> Floats:

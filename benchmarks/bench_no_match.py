@@ -29,7 +29,7 @@ from report import write_report
 import mmsearch
 from mmsearch.retrieval.calibration import Calibration
 from mmsearch.retrieval.confidence import CUT
-from mmsearch.retrieval.tags import Tagger, bundled_vocabulary
+from mmsearch.retrieval.tags import background, bundled_vocabulary
 
 Floats = NDArray[np.float64]
 GENERIC = "man woman child dog person people boy girl animal vehicle ball clothing garment shirt"
@@ -139,8 +139,7 @@ def main() -> None:
     captions = photos(options.data)
     pictures = encoder.encode_images([*captions])
     present, absent = concepts([*captions.values()])
-    background = Tagger(encoder, bundled_vocabulary(), templates=("{}",)).vectors
-    calibration = Calibration.of(background, pictures[::2], len(pictures))
+    calibration = Calibration.of(background(encoder), pictures[::2], len(pictures))
 
     def decided(names: list[str]) -> dict[str, Any]:
         rows: dict[str, list[Any]] = {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from datetime import datetime
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -12,10 +11,10 @@ import numpy as np
 
 from mmsearch.retrieval.calibration import SAMPLE, Calibration
 from mmsearch.retrieval.diversity import maximal_marginal_relevance
-from mmsearch.retrieval.duplicates import Likeness, collapse, likeness
+from mmsearch.retrieval.duplicates import Likeness, collapse, likeness, seconds_of
 from mmsearch.retrieval.hybrid import fuse_words, helps
-from mmsearch.retrieval.schema import Hit, Target
-from mmsearch.retrieval.tags import Tagger, bundled_vocabulary
+from mmsearch.retrieval.schema import Hit, SortKey, Target
+from mmsearch.retrieval.tags import background
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
     from mmsearch.retrieval.adapter import Adapter
     from mmsearch.retrieval.catalog import Catalog, LibraryRow
     from mmsearch.retrieval.encoders import Encoder
-    from mmsearch.retrieval.filters import Filter, SortKey
+    from mmsearch.retrieval.filters import Filter
     from mmsearch.retrieval.question import Question
 
     Floats = NDArray[np.float64]
@@ -41,7 +40,6 @@ FIRST = 20
 """Answers of which the most probable decides whether there is any."""
 FILTERS = 16
 """Filters whose ids are kept: a service asks with the same ones again and again."""
-EPOCH = datetime(1970, 1, 1)
 
 
 class State:
@@ -104,11 +102,10 @@ class State:
         """What scores of pictures by words mean; None in an empty library."""
         if len(self.sample) == 0:
             return None
-        # Names alone, as people ask; kept in the user's cache for the next time.
-        background = Tagger(self.encoder, bundled_vocabulary(), templates=("{}",)).vectors
+        names = background(self.encoder)
         if self.adapter is not None:
-            background = self.adapter.apply(background)
-        return Calibration.of(background, self.sample, len(self.index))
+            names = self.adapter.apply(names)
+        return Calibration.of(names, self.sample, len(self.index))
 
     @cached_property
     def likeness(self) -> Likeness:
@@ -214,14 +211,14 @@ def answer(
     words: list[tuple[int, float]] = []
     if wanted.words and calibration is not None and question.expression is None:
         words = state.catalog.words(question.texts[0], wanted.target, DEPTH, among=among)
-        words = words if helps(words) else []
     asked = wanted.k
-    if wanted.deep or words:
+    with_words = helps(words)
+    if wanted.deep or with_words:
         asked = max(DEPTH if wanted.sort else NEAR, 5 * wanted.k)
     while True:
         asked = min(asked, considered)
         ranked = question.search(state.index, vectors, asked, among, calibration)
-        if words:
+        if with_words:
             ranked = _with_words(state, vectors, ranked, words, asked)
         hits, nearest = _looked_up(state, wanted.target, ranked), None
         if wanted.target is Target.IMAGES and (calibration or wanted.group or wanted.diversity):
@@ -253,6 +250,7 @@ def answer_many(
     calibration = state.calibration if wanted.target is Target.IMAGES else None
     if calibration is not None:
         ids, rows = state.vectors(ids)
+    there = set(ids.tolist())
     answers = []
     for i, question in enumerate(questions):
         pairs = zip(found.ids[i].tolist(), found.scores[i].tolist(), strict=True)
@@ -261,7 +259,7 @@ def answer_many(
             # A caption that two sources give counts once; a picture may be gone since.
             answers.append(answer(state, question, vectors[i : i + 1], wanted))
             continue
-        known = {hit.id for hit in hits} <= set(ids.tolist())
+        known = there.issuperset(hit.id for hit in hits)
         if calibration is not None and rows is not None and known:
             hits = _weighed(calibration, vectors[i : i + 1], hits, ids, rows)
         answers.append(Answer(hits, size))
@@ -294,8 +292,10 @@ def _shown(
 
     What is `named` by the question matches for certain.
     """
-    ids, found = state.vectors(np.array([hit.id for hit in hits], dtype=np.int64))
-    if not {hit.id for hit in hits} <= set(ids.tolist()):
+    # What is neither compared with other answers nor shown needs no vector.
+    near = hits if wanted.deep else hits[: max(wanted.k, FIRST)]
+    ids, found = state.vectors(np.array([hit.id for hit in near], dtype=np.int64))
+    if not set(ids.tolist()).issuperset(hit.id for hit in near):
         # Vectors that another run is replacing: the order is known, and no more.
         return _numbered(_sorted(state, wanted, list(hits))[: wanted.k]), None
 
@@ -317,7 +317,7 @@ def _shown(
         if wanted.cut is not None and calibration is not None:
             kept = [hit for hit in weighed(kept) if (hit.match or 0.0) >= (wanted.cut or 0.0)]
         kept = _sorted(state, wanted, kept)
-    if kept:
+    if kept and (wanted.group or wanted.diversity):
         kept = _apart(state, wanted, kept, found[np.searchsorted(ids, [hit.id for hit in kept])])
     return _numbered(weighed(kept[: wanted.k])), None
 
@@ -334,9 +334,7 @@ def _apart(state: State, wanted: Wanted, hits: list[Hit], rows: NDArray[np.float
         ).tolist()
         hits, rows = [hits[i] for i in chosen], rows[chosen]
     if wanted.group:
-        taken = np.array(
-            [(hit.taken_at - EPOCH).total_seconds() if hit.taken_at else math.nan for hit in hits]
-        )
+        taken = np.array([seconds_of(hit.taken_at) for hit in hits])
         groups = collapse(rows, wanted.k, state.likeness, taken=taken)
         hits = [
             replace(hits[each.row], others=tuple(hits[i].path for i in each.others))
@@ -348,17 +346,11 @@ def _apart(state: State, wanted: Wanted, hits: list[Hit], rows: NDArray[np.float
 def _sorted(state: State, wanted: Wanted, hits: list[Hit]) -> list[Hit]:
     if wanted.sort is None:
         return hits
-    if wanted.target is Target.CAPTIONS:
-        # Captions come with their picture's id alone: those of one picture stay together.
-        order = state.catalog.in_order(
-            np.unique([hit.id for hit in hits]), wanted.sort, descending=wanted.descending
-        ).tolist()
-        place = {id_: i for i, id_ in enumerate(order)}
-        return sorted(hits, key=lambda hit: place.get(hit.id, len(place)))
-    by_id = {hit.id: hit for hit in hits}
-    ids = np.array(sorted(by_id), dtype=np.int64)
+    ids = np.unique(np.array([hit.id for hit in hits], dtype=np.int64))
     order = state.catalog.in_order(ids, wanted.sort, descending=wanted.descending).tolist()
-    return [by_id[id_] for id_ in order]
+    place = {id_: i for i, id_ in enumerate(order)}
+    # Hits of captions have their picture's id: those of one picture stay together.
+    return sorted(hits, key=lambda hit: place.get(hit.id, len(place)))
 
 
 def _numbered(hits: Sequence[Hit]) -> tuple[Hit, ...]:

@@ -11,7 +11,7 @@ import os
 from collections.abc import Collection, Container, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from mmsearch.errors import MediaError, MissingExtra
 from mmsearch.retrieval.captions import (
@@ -20,10 +20,13 @@ from mmsearch.retrieval.captions import (
     parse_sidecar,
     sidecar_names,
 )
-from mmsearch.retrieval.media import MAX_FILE_BYTES, SUFFIXES
+from mmsearch.retrieval.media import MAX_FILE_BYTES, SUFFIXES, open_picture
 from mmsearch.retrieval.parquet_files import ImageColumns, image_columns, read_row
 from mmsearch.retrieval.schema import Caption
 from mmsearch.retrieval.tar_files import TarDamaged, members, read_stretch
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 __all__ = [
     "CONTAINER_SUFFIXES",
@@ -220,6 +223,16 @@ def read_inside(path: Path) -> bytes | None:
     if place is None:
         raise MediaError("vanished", f"{container} holds no picture {name}")
     return place.read()
+
+
+def openable(path: Path) -> Path | Image.Image:
+    """Return what an encoder can open: the path, or the picture that lies there in a container.
+
+    Raises:
+        MediaError: as from `read_inside`, or it cannot be decoded.
+    """
+    inside = read_inside(path)
+    return path if inside is None else open_picture(inside)
 
 
 def _is_container(path: Path) -> bool:

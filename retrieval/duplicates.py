@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -34,6 +35,7 @@ __all__ = [
     "collapse",
     "groups",
     "likeness",
+    "seconds_of",
     "short_of_candidates",
 ]
 
@@ -57,6 +59,9 @@ NEIGHBOURS = 64
 """Pairs that are kept of one picture, the most alike: 100,000 pictures cannot fill the memory."""
 
 BLOCK_BYTES = 64 << 20
+
+
+EPOCH = datetime(1970, 1, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +127,7 @@ def likeness(vectors: NDArray[np.float16] | Floats) -> Likeness:
         vectors: `float[n, dim]`, unit rows, of different contents.
     """
     sample = np.asarray(vectors[:: max(1, len(vectors) // SAMPLE)], dtype=np.float32)
-    distances = 1 - (sample @ sample.T)[np.triu_indices(len(sample), 1)]
+    distances = 1 - (sample @ sample.T)[~np.tri(len(sample), dtype=np.bool_)]
     typical = float(np.quantile(distances, 0.75)) if len(distances) else TYPICAL_OF_FEW
     if len(sample) < FEW:
         typical = max(typical, TYPICAL_OF_FEW)
@@ -262,6 +267,12 @@ def bursts(
         seconds: the most between the first of a group and another.
     """
     return [ids[rows] for rows in _stars(burst_pairs(vectors, taken, least, seconds))]
+
+
+def seconds_of(taken_at: datetime | None) -> float:
+    """Return a capture time as what `bursts` and `collapse` compare; NaN where it is not known."""
+    # A local time without a zone: only differences count.
+    return np.nan if taken_at is None else (taken_at - EPOCH).total_seconds()
 
 
 def collapse(

@@ -24,15 +24,14 @@ from mmsearch.retrieval.answering import (
     listed,
 )
 from mmsearch.retrieval.encoders import DEFAULT_MODEL, load_encoder
-from mmsearch.retrieval.filters import Filter, SortKey, parse_where
+from mmsearch.retrieval.filters import Filter, parse_where
 from mmsearch.retrieval.library import Library
-from mmsearch.retrieval.liked import Liked
 from mmsearch.retrieval.question import Question
-from mmsearch.retrieval.schema import Fusion, Query, Results, Strategy, Target, tell_apart
+from mmsearch.retrieval.schema import Fusion, Query, Results, SortKey, Strategy, Target, tell_apart
 from mmsearch.retrieval.taste import HALF_LIFE_DAYS
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import ArrayLike
 
@@ -47,6 +46,7 @@ __all__ = ["SearchEngine", "open_engine"]
 logger = logging.getLogger(__name__)
 
 _Named = TypeVar("_Named", bound=StrEnum)
+_Told = TypeVar("_Told")
 
 LONG_LIFE = 1_000
 """Queries that an engine is expected to answer, where that decides whether a GPU pays."""
@@ -170,7 +170,7 @@ class SearchEngine:
         wanted = Wanted(
             target=_member(Target, to, "to"),
             k=k,
-            filter=parse_where(where) if isinstance(where, str) else where,
+            filter=_filter(where),
             sort=None if sort is None else _member(SortKey, sort, "sort"),
             descending=descending,
             cut=cut,
@@ -190,15 +190,11 @@ class SearchEngine:
             # No probability is known, so nothing is cut.
             wanted = replace(wanted, cut=None)
         vectors, adapted = question.embedded(state.encoder, state.adapter)
-        try:
-            answered = answer(state, question, vectors, wanted)
-        except IndexFileError as error:
-            logger.warning("%s; making it anew from the catalog", error)
-            state = self._renewed(wanted.target)
-            answered = answer(state, question, vectors, wanted)
+        state, answered = self._asked(
+            state, wanted.target, lambda now: answer(now, question, vectors, wanted)
+        )
         query = question.told(wanted.target)
-        results = self._told(query, state, wanted, answered, started)
-        return replace(results, adapter=state.row.adapter_id if adapted else None)
+        return self._told(query, state, wanted, answered, started, adapted=adapted)
 
     def search_many(
         self, texts: Sequence[str], *, to: Target | str = Target.IMAGES, k: int = 10
@@ -231,24 +227,29 @@ class SearchEngine:
         state = self._state(wanted.target)
         together = Question(tuple(texts), (), (1.0,) * len(texts), Fusion.EARLY)
         vectors, adapted = together.embedded(state.encoder, state.adapter)
-        try:
-            answers = answer_many(state, questions, vectors, wanted)
-        except IndexFileError as error:
-            logger.warning("%s; making it anew from the catalog", error)
-            state = self._renewed(wanted.target)
-            answers = answer_many(state, questions, vectors, wanted)
+        state, answers = self._asked(
+            state, wanted.target, lambda now: answer_many(now, questions, vectors, wanted)
+        )
         share = (time.perf_counter() - started) * 1000 / len(questions)
         return [
             replace(
-                self._told(question.told(wanted.target), state, wanted, answered, started),
-                adapter=state.row.adapter_id if adapted else None,
+                self._told(
+                    question.told(wanted.target), state, wanted, answered, started, adapted=adapted
+                ),
                 took_ms=share,
             )
             for question, answered in zip(questions, answers, strict=True)
         ]
 
     def _told(
-        self, query: Query, state: State, wanted: Wanted, answered: Answer, started: float
+        self,
+        query: Query,
+        state: State,
+        wanted: Wanted,
+        answered: Answer,
+        started: float,
+        *,
+        adapted: bool = False,
     ) -> Results:
         return Results(
             query=query,
@@ -259,6 +260,7 @@ class SearchEngine:
             took_ms=(time.perf_counter() - started) * 1000,
             recall=state.index.recall,
             considered=answered.considered,
+            adapter=state.row.adapter_id if adapted else None,
             cut=wanted.cut,
             nearest=answered.nearest,
             where=None if wanted.filter is None else str(wanted.filter),
@@ -302,6 +304,9 @@ class SearchEngine:
             ModelMismatch: as from `search`.
             ModelError: as from `search`.
         """
+        # What questions do not need is loaded where it is.
+        from mmsearch.retrieval.liked import Liked
+
         started = time.perf_counter()
         liked = Liked(like, dislike, history, strategy, diversity, half_life, exclude_seen)
         while True:
@@ -309,17 +314,26 @@ class SearchEngine:
             if row.stamp == state.stamp:
                 break
         allowed = among
-        if where is not None:
-            filter_ = parse_where(where) if isinstance(where, str) else where
-            allowed = self.library.catalog.matching(filter_)
-            allowed = allowed if among is None else np.intersect1d(allowed, np.asarray(among))
+        if (filter_ := _filter(where)) is not None:
+            matching = state.matching(filter_, Target.IMAGES)
+            allowed = matching if among is None else np.intersect1d(matching, np.asarray(among))
+        _, found = self._asked(
+            state,
+            Target.IMAGES,
+            lambda now: liked.recommend(self.library, row, now.encoder, now.index, k, allowed),
+        )
+        return replace(found, took_ms=(time.perf_counter() - started) * 1000)
+
+    def _asked(
+        self, state: State, target: Target, ask: Callable[[State], _Told]
+    ) -> tuple[State, _Told]:
+        """Return what was told, and by which state: a new one where an index was damaged."""
         try:
-            found = liked.recommend(self.library, row, state.encoder, state.index, k, allowed)
+            return state, ask(state)
         except IndexFileError as error:
             logger.warning("%s; making it anew from the catalog", error)
-            state = self._renewed(Target.IMAGES)
-            found = liked.recommend(self.library, row, state.encoder, state.index, k, allowed)
-        return replace(found, took_ms=(time.perf_counter() - started) * 1000)
+            state = self._renewed(target)
+            return state, ask(state)
 
     def _state(self, target: Target) -> State:
         stamp = self.library.catalog.stamp()
@@ -383,6 +397,10 @@ class SearchEngine:
             f"queries by {ours}. Embed them again with: mmsearch migrate "
             f"--model {quoted(self.encoder.location)} --library {quoted(root)}"
         )
+
+
+def _filter(where: str | Filter | None) -> Filter | None:
+    return parse_where(where) if isinstance(where, str) else where
 
 
 def _member(kind: type[_Named], name: str, argument: str) -> _Named:

@@ -9,7 +9,6 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
-from datetime import UTC
 from hashlib import sha256
 from pathlib import Path
 from stat import S_ISLNK
@@ -26,7 +25,7 @@ from mmsearch.retrieval.containers import (
     places_of,
 )
 from mmsearch.retrieval.duplicate_groups import Duplicates, Group, Kind, Member, why_kept
-from mmsearch.retrieval.duplicates import bursts, groups, likeness, short_of_candidates
+from mmsearch.retrieval.duplicates import bursts, groups, likeness, seconds_of, short_of_candidates
 from mmsearch.retrieval.library import Library
 from mmsearch.retrieval.media import open_picture, read_bytes, upright_rgb
 from mmsearch.retrieval.schema import Target
@@ -171,7 +170,7 @@ class _Search:
         found = [self.group(Kind.NEAR, rows.tolist(), self._compared) for rows in near]
         gone = {id_ for rows in near for id_ in rows[1:].tolist()}
         left = np.array([id_ not in gone for id_ in ordered])
-        taken = np.array([self._taken(id_) for id_ in ordered])
+        taken = np.array([seconds_of(self.pictures[id_].taken_at) for id_ in ordered])
         for rows in bursts(keys[left], vectors[left], taken[left], least=like.burst):
             found.append(self.group(Kind.BURSTS, rows.tolist(), self.present))
         return found
@@ -221,11 +220,6 @@ class _Search:
             inside=picture.path in self._containers,
             linked=self._state(id_).linked,
         )
-
-    def _taken(self, id_: int) -> float:
-        at = self.pictures[id_].taken_at
-        # A local time without a zone: only differences count.
-        return np.nan if at is None else at.replace(tzinfo=UTC).timestamp()
 
     def _one_photo(
         self,

@@ -14,13 +14,15 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mmsearch.errors import QueryError
+from mmsearch.retrieval.filters.pointing import pointed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     import numpy as np
     from numpy.typing import NDArray
+
+    from mmsearch.errors import QueryError
 
     Floats = NDArray[np.float64]
 
@@ -219,8 +221,11 @@ class _Parser:
 
     def _error(self, token: _Token | None, problem: str) -> QueryError:
         at = len(self._text) if token is None else token.at
-        return QueryError(
-            f"The query cannot be understood: {problem}.\n  {self._text}\n  {' ' * at}^\n"
+        return pointed(
+            self._text,
+            at,
+            at + 1,
+            f"The query cannot be understood: {problem}.",
             'AND, OR and NOT in capitals join descriptions: "dog AND (beach OR snow) NOT people". '
-            "To ask with such a word, put it in quotes."
+            "To ask with such a word, put it in quotes.",
         )

@@ -12,9 +12,8 @@ from PIL import Image
 
 from mmsearch.errors import MediaError, QueryError
 from mmsearch.retrieval import logic
-from mmsearch.retrieval.containers import read_inside
+from mmsearch.retrieval.containers import openable
 from mmsearch.retrieval.fusion import calibrated, early, ranks_of, reciprocal_rank, weighted
-from mmsearch.retrieval.media import open_picture
 from mmsearch.retrieval.schema import Fusion, Query, QueryPart, Target
 
 if TYPE_CHECKING:
@@ -184,9 +183,7 @@ class Question:
 
 
 def _readable(image: ImageSource) -> ImageSource:
-    """Return a picture that lies inside a tar or Parquet file as one in memory."""
-    inside = read_inside(Path(image)) if isinstance(image, (str, Path)) else None
-    return image if inside is None else open_picture(inside)
+    return openable(Path(image)) if isinstance(image, (str, Path)) else image
 
 
 def search_composed(

@@ -21,6 +21,7 @@ __all__ = [
     "Query",
     "QueryPart",
     "Results",
+    "SortKey",
     "Strategy",
     "Target",
     "TasteQuery",
@@ -146,6 +147,26 @@ class Fusion(StrEnum):
 
     HYBRID = "hybrid"
     """Reciprocal ranks of the early and the calibrated answer."""
+
+
+class SortKey(StrEnum):
+    """What answers are sorted by; equal ones follow in the order of their paths."""
+
+    DATE = "date"
+    """When the picture was taken; those that do not say come last, whatever the direction."""
+
+    SIZE = "size"
+    """Bytes."""
+
+    NAME = "name"
+    """The file's name, upper and lower case alike."""
+
+    PATH = "path"
+    WIDTH = "width"
+    HEIGHT = "height"
+
+    PIXELS = "pixels"
+    """Width times height."""
 
 
 @dataclass(frozen=True, slots=True)

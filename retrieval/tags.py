@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from mmsearch.retrieval.encoders import Encoder
 
-__all__ = ["TEMPLATES", "Tag", "Tagger", "bundled_vocabulary", "read_vocabulary"]
+__all__ = ["TEMPLATES", "Tag", "Tagger", "background", "bundled_vocabulary", "read_vocabulary"]
 
 logger = logging.getLogger(__name__)
 
@@ -120,6 +120,14 @@ class Tagger:
             tuple(Tag(self.vocabulary[i], float(row[i])) for i in order)
             for row, order in zip(scores, best.tolist(), strict=True)
         ]
+
+
+def background(encoder: Encoder) -> NDArray[np.float32]:
+    """Return `float32[n, dim]`, the bundled names as people ask for them: what scores mean nothing.
+
+    See `calibration`; kept in the user's cache for the next time.
+    """
+    return Tagger(encoder, bundled_vocabulary(), templates=("{}",)).vectors
 
 
 def bundled_vocabulary() -> list[str]:

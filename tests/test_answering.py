@@ -175,6 +175,17 @@ def test_k_is_kept_where_most_of_what_is_near_is_one_picture(engine):
     assert len(grouped.hits[0].others) == 70
 
 
+def test_words_find_more_pictures_than_are_shown(engine):
+    root = engine.library.root
+    for i in range(60):
+        draw(root / f"red roof {i}.png", "red" if i % 2 else "blue", (40 + i, 32))
+    mmsearch.index(root, model=engine.encoder)
+    found = engine.search("red roof", k=3)
+    assert len(found.hits) == 3
+    assert all(hit.match is not None for hit in found.hits)
+    assert len(engine.search("red roof", k=70, cut=0.0).hits) == 66
+
+
 def test_diversity_keeps_the_first_and_spreads_the_rest(engine):
     root = engine.library.root
     for i in range(3):

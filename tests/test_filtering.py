@@ -21,7 +21,7 @@ from sqlalchemy import select, update
 from mmsearch import indexes
 from mmsearch.retrieval.catalog import Catalog, functions, tables
 from mmsearch.retrieval.catalog.filtering import clause
-from mmsearch.retrieval.filters import Column, Filter, SortKey, parse_where, split_inline
+from mmsearch.retrieval.filters import Column, Filter, parse_where, split_inline
 from mmsearch.retrieval.filters.dates import Date
 from mmsearch.retrieval.filters.tree import (
     And,
@@ -36,7 +36,7 @@ from mmsearch.retrieval.filters.tree import (
     Operator,
     Or,
 )
-from mmsearch.retrieval.schema import Caption, EncoderSpec, Picture, Target
+from mmsearch.retrieval.schema import Caption, EncoderSpec, Picture, SortKey, Target
 
 DIM, PICTURES = 8, 110
 SPEC = EncoderSpec("test", "eight", "1", "ab" * 32, "{}", DIM)

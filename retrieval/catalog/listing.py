@@ -9,8 +9,8 @@ from sqlalchemy import func, select
 
 from mmsearch.retrieval.catalog import tables
 from mmsearch.retrieval.catalog.filtering import clause, scanned
-from mmsearch.retrieval.filters import Filter, SortKey
-from mmsearch.retrieval.schema import Target
+from mmsearch.retrieval.filters import Filter
+from mmsearch.retrieval.schema import SortKey, Target
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

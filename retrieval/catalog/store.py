@@ -33,7 +33,7 @@ from mmsearch.retrieval.catalog.encoders import (
     unembedded_files,
 )
 from mmsearch.retrieval.catalog.snapshot import Snapshot
-from mmsearch.retrieval.catalog.transaction import Transaction
+from mmsearch.retrieval.catalog.transaction import Transaction, files_with
 from mmsearch.retrieval.catalog.words import described, find_words
 from mmsearch.retrieval.schema import Hit, Problem, Target
 
@@ -41,8 +41,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from sqlalchemy import Connection, Engine
 
-    from mmsearch.retrieval.filters import Filter, SortKey
-    from mmsearch.retrieval.schema import EncoderSpec
+    from mmsearch.retrieval.filters import Filter
+    from mmsearch.retrieval.schema import EncoderSpec, SortKey
 
 __all__ = ["AdapterRow", "Catalog", "Counts", "KnownFile", "KnownProblem", "LibraryRow"]
 
@@ -524,9 +524,8 @@ class Catalog:
 
     def files_with(self, sha256: bytes) -> list[int]:
         """Return the ids of the pictures with this content."""
-        file = tables.file.c
         with self._connect() as connection:
-            return list(connection.scalars(select(file.id).where(file.sha256 == sha256)))
+            return files_with(connection, sha256)
 
     def files_captioned_by(self, source: str) -> list[int]:
         """Return the ids of the files that have a caption from this source."""

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from mmsearch.retrieval.schema import Caption, EncoderSpec, Picture, Problem
 
-__all__ = ["Transaction"]
+__all__ = ["Transaction", "files_with"]
 
 
 class Transaction:
@@ -148,8 +148,7 @@ class Transaction:
 
     def files_with(self, sha256: bytes) -> list[int]:
         """Return the ids of the pictures with this content."""
-        file = tables.file.c
-        return list(self._connection.scalars(select(file.id).where(file.sha256 == sha256)))
+        return files_with(self._connection, sha256)
 
     def vector_of(self, sha256: bytes, encoder_id: int) -> NDArray[np.float32] | None:
         """Return the `float32[dim]` vector of any picture with this content, if there is one."""
@@ -321,3 +320,9 @@ class Transaction:
 def _now() -> datetime:
     # SQLite keeps no time zone: the catalog's own times are UTC.
     return datetime.now(UTC).replace(tzinfo=None)
+
+
+def files_with(connection: Connection, sha256: bytes) -> list[int]:
+    """Return the ids of the pictures with this content."""
+    file = tables.file.c
+    return list(connection.scalars(select(file.id).where(file.sha256 == sha256)))

@@ -98,14 +98,12 @@ def _print_tags(
     image: Path, encoder: Encoder, vocabulary: Path | None, k: int, as_json: bool
 ) -> None:
     from mmsearch.errors import MediaError, QueryError
-    from mmsearch.retrieval.containers import read_inside
-    from mmsearch.retrieval.media import open_picture
+    from mmsearch.retrieval.containers import openable
     from mmsearch.retrieval.tags import Tagger, bundled_vocabulary, read_vocabulary
 
     names = bundled_vocabulary() if vocabulary is None else read_vocabulary(vocabulary)
     try:
-        inside = read_inside(image)
-        picture = image if inside is None else open_picture(inside)
+        picture = openable(image)
         tagger = Tagger(
             encoder,
             names,

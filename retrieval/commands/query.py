@@ -15,8 +15,7 @@ from mmsearch.retrieval.commands.options import (
 )
 from mmsearch.retrieval.commands.showing import Showing, with_showing
 from mmsearch.retrieval.confidence import CUT, confidence
-from mmsearch.retrieval.filters import Filter, SortKey, parse_where, split_inline
-from mmsearch.retrieval.schema import Fusion, Target
+from mmsearch.retrieval.schema import Fusion, SortKey, Target
 from mmsearch.retrieval.terminal import read_large_pictures, say
 
 if TYPE_CHECKING:
@@ -89,6 +88,7 @@ def query(
     """  # noqa: D301 (the backspace keeps the lines apart)
     from mmsearch.errors import QueryError
     from mmsearch.retrieval.engine import open_engine
+    from mmsearch.retrieval.filters import Filter, parse_where, split_inline
 
     # Refused before a library is looked for: the same question is wrong everywhere.
     if k < 1:

@@ -9,8 +9,7 @@ short form within a question (`sunset after:2023-06 camera:fuji`). Both give the
 from __future__ import annotations
 
 from mmsearch.retrieval.filters.inline import split_inline
-from mmsearch.retrieval.filters.order import SortKey
 from mmsearch.retrieval.filters.tree import Column, Filter
 from mmsearch.retrieval.filters.where import parse_where
 
-__all__ = ["Column", "Filter", "SortKey", "parse_where", "split_inline"]
+__all__ = ["Column", "Filter", "parse_where", "split_inline"]
