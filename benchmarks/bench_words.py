@@ -247,7 +247,9 @@ def latency(data: Path) -> dict[str, Any]:
             started, working = time.perf_counter(), time.process_time()
             words = catalog.words(text, Target.IMAGES, hybrid.DEPTH)
             some = catalog.described([*ids[: hybrid.DEPTH], *(id_ for id_, _ in words)])
-            hybrid.fuse_words([(id_, 0.0) for id_ in ids[:200]], words, 10, described=some)
+            hybrid.fuse_words(
+                [(id_, 0.0) for id_ in ids[: hybrid.DEPTH]], words, 10, described=some
+            )
             spans.append(1000 * (time.perf_counter() - started))
             busy.append(1000 * (time.process_time() - working))
         load = os.getloadavg()[0]

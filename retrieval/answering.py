@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mmsearch.retrieval import hybrid
 from mmsearch.retrieval.calibration import SAMPLE, Calibration
 from mmsearch.retrieval.diversity import maximal_marginal_relevance
 from mmsearch.retrieval.duplicates import Likeness, collapse, likeness, seconds_of
-from mmsearch.retrieval.hybrid import fuse_words, helps
 from mmsearch.retrieval.schema import Hit, SortKey, Target
 from mmsearch.retrieval.tags import background
 
@@ -34,7 +34,7 @@ __all__ = ["Answer", "State", "Wanted", "answer", "answer_many", "listed"]
 
 DEPTH = 100
 """Answers of which those that match are sorted, at least, and five for each of `k`."""
-NEAR = 50
+NEAR = hybrid.DEPTH
 """The same of those that are grouped, spread, or fused with what words find."""
 FIRST = 20
 """Answers of which the most probable decides whether there is any."""
@@ -169,7 +169,7 @@ def _with_words(
 ) -> list[tuple[int, float]]:
     """Return both rankings as one, each answer with its similarity."""
     ids = [id_ for id_, _ in (*ranked, *words)]
-    fused = fuse_words(ranked, words, k, described=state.catalog.described(ids))
+    fused = hybrid.fuse_words(ranked, words, k, described=state.catalog.described(ids))
     lacking = np.setdiff1d([id_ for id_, _ in fused], [id_ for id_, _ in ranked])
     scores = dict(ranked)
     if len(lacking):
@@ -210,9 +210,9 @@ def answer(
         calibration = state.calibration
     words: list[tuple[int, float]] = []
     if wanted.words and calibration is not None and question.expression is None:
-        words = state.catalog.words(question.texts[0], wanted.target, DEPTH, among=among)
+        words = state.catalog.words(question.texts[0], wanted.target, NEAR, among=among)
     asked = wanted.k
-    with_words = helps(words)
+    with_words = hybrid.helps(words)
     if wanted.deep or with_words:
         asked = max(DEPTH if wanted.sort else NEAR, 5 * wanted.k)
     while True:

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 __all__ = ["DEPTH", "fuse_words", "helps"]
 
-DEPTH = 200
-"""How many answers of either kind are worth fusing, at least."""
+DEPTH = 50
+"""How many answers of either kind are worth fusing, at least: 200 found no more."""
 
 ABSENT = 2**40
 """The rank of what a ranking could have found and did not: it adds nothing that shows."""
