@@ -32,7 +32,14 @@ if TYPE_CHECKING:
     from mmsearch.retrieval.question import ImageSource, Question
     from mmsearch.retrieval.schema import Hit
 
-__all__ = ["SecondStage", "check_rerankable", "library_views", "source_view", "tell_unread"]
+__all__ = [
+    "SecondStage",
+    "check_rerankable",
+    "checked_depth",
+    "library_views",
+    "source_view",
+    "tell_unread",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +72,7 @@ class SecondStage:
             depth: how many of the best are read, `DEPTH` if not given, and never fewer than `k`.
             budget_ms: the time for it, see `Reranker.rerank`; all it takes if not given.
         """
-        self.depth = max(k, DEPTH if depth is None else depth)
+        self.depth = max(k, checked_depth(depth))
         self._reranker = reranker
         self._question = question
         self._target = target
@@ -146,10 +153,22 @@ def check_rerankable(
             "for images with a single text without AND, OR and NOT, or for captions with a single "
             "picture; or leave reranking away."
         )
-    if depth is not None and depth < 1:
-        raise QueryError(f"The depth of reranking is at least 1, not {depth}.")
+    checked_depth(depth)
     if budget_ms is not None and not budget_ms >= 0:
         raise QueryError(f"The time for reranking is 0 ms or more, not {budget_ms:g}.")
+
+
+def checked_depth(depth: int | None) -> int:
+    """Return how many answers are reranked: `DEPTH` if nobody says otherwise.
+
+    Raises:
+        QueryError: fewer than one.
+    """
+    if depth is None:
+        return DEPTH
+    if depth < 1:
+        raise QueryError(f"The depth of reranking is at least 1, not {depth}.")
+    return depth
 
 
 def library_views(
