@@ -21,7 +21,7 @@ from mmsearch.retrieval.quality import Sampling, rank_vectors
 from mmsearch.retrieval.ranking import best_items, exact_scores
 from mmsearch.retrieval.rerank_quality import SecondLook, gain, rank_after
 from mmsearch.retrieval.rerankers import Pair, Reranker, View
-from tests.conftest import ColourEncoder, draw
+from tests.conftest import ColourEncoder
 from tests.test_reranking import Darkness, asked, indexed, stand_in
 
 if TYPE_CHECKING:

@@ -65,6 +65,17 @@ class Darkness(Reranker):
         return -np.array(grey, dtype=np.float32) - np.array(length, dtype=np.float32)
 
 
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where names are kept that an encoder embedded: once for all of these tests."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(autouse=True)
+def _one_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MMSEARCH_CACHE", str(cache))
+
+
 @pytest.fixture
 def engine(photos: Path, encoder: ColourEncoder) -> Iterator[SearchEngine]:
     mmsearch.index(photos, model=encoder)

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 __all__ = ["evaluate"]
 
+WAYS = "text→image", "image→text"
+
 
 def evaluate(
     pairs: Annotated[
@@ -142,7 +144,7 @@ def evaluate(
         _print_report(report)
 
 
-def _print_report(report: Evaluation) -> None:
+def _title(report: Evaluation) -> str:
     title = f"{report.model}: {report.images:,} pictures, {report.captions:,} captions"
     if report.library is not None:
         title += f" in {printable(str(report.library))}{', tuned' if report.tuned else ''}"
@@ -150,26 +152,27 @@ def _print_report(report: Evaluation) -> None:
         title += f", mean of {report.sampling.folds} folds"
     if report.sampling.resamples:
         title += f" (95 % intervals: {report.sampling.resamples:,} resamples of the pictures)"
-    typer.echo(title)
+    return title
+
+
+def _print_report(report: Evaluation) -> None:
+    typer.echo(_title(report))
     reranked = report.reranked
-    for name, way, index, after in (
-        (
-            "text→image",
-            report.text_to_image,
-            report.image_index,
-            reranked and (reranked.text_to_image, reranked.gains[0]),
-        ),
-        (
-            "image→text",
-            report.image_to_text,
-            report.caption_index,
-            reranked and (reranked.image_to_text, reranked.gains[1]),
-        ),
+    afterwards: dict[str, tuple[Retrieval, Gain]] = {}
+    if reranked is not None:
+        both = reranked.text_to_image, reranked.image_to_text
+        afterwards = dict(zip(WAYS, zip(both, reranked.gains, strict=True), strict=True))
+    for name, way, index in zip(
+        WAYS,
+        (report.text_to_image, report.image_to_text),
+        (report.image_index, report.caption_index),
+        strict=True,
     ):
         typer.echo(f"{name}  {_figures(way)}")
-        if after is not None:
-            typer.echo(f" reranked   {_figures(after[0])}")
-            typer.echo(f" gain       {_gained(after[1])}")
+        if name in afterwards:
+            after, gain = afterwards[name]
+            typer.echo(f" reranked   {_figures(after)}")
+            typer.echo(f" gain       {_gained(gain)}")
         if index is not None:
             typer.echo(f" by index   {_index_figures(index, way)}")
     if reranked is not None:
