@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from mmsearch.retrieval.question import ImageSource
     from mmsearch.retrieval.rerankers import Reranker
     from mmsearch.retrieval.reranking import SecondStage
+    from mmsearch.retrieval.schema import EncoderSpec
 
 __all__ = ["SearchEngine", "open_engine"]
 
@@ -95,7 +96,7 @@ class SearchEngine:
         self._lock = Lock()
         self._states: dict[Target, State] = {}
         self._loading = Lock()
-        self._rerankers: dict[str, Reranker] = {}
+        self._rerankers: dict[tuple[str, EncoderSpec], Reranker] = {}
         self.check(library.catalog.library())
 
     def __len__(self) -> int:
@@ -399,7 +400,7 @@ class SearchEngine:
             self._reranker(rerank),
             question,
             wanted.target,
-            self.library.root,
+            self.library,
             k=wanted.k,
             depth=depth,
             budget_ms=budget_ms,
@@ -410,10 +411,12 @@ class SearchEngine:
 
         if isinstance(name, Reranker):
             return name
+        # It may read the towers of the encoder, which a change of model replaces.
+        key = (str(name), self.encoder.spec)
         with self._loading:
-            if str(name) not in self._rerankers:
-                self._rerankers[str(name)] = load_reranker(name)
-            return self._rerankers[str(name)]
+            if key not in self._rerankers:
+                self._rerankers[key] = load_reranker(name, self.encoder)
+            return self._rerankers[key]
 
     def _state(self, target: Target) -> State:
         stamp = self.library.catalog.stamp()

@@ -138,8 +138,8 @@ def evaluate(
     number = {path: i for i, path in enumerate(dict.fromkeys(named))}
     check_folds(sampling, len(number), gallery=gallery)
     pictures = list(dict.fromkeys([*number, *others]))
-    second = second_look(rerank, rerank_depth)
     encoder = load_encoder(model)
+    second = second_look(rerank, rerank_depth, encoder)
     notify = progress or (lambda *_: None)
     pictures, image_vectors = _embed_pictures(encoder, pictures, len(number), notify)
     captions = [pair.caption for pair in rows]
@@ -167,7 +167,9 @@ def evaluate(
     )
 
 
-def second_look(rerank: str | Path | Reranker | None, depth: int | None) -> SecondLook | None:
+def second_look(
+    rerank: str | Path | Reranker | None, depth: int | None, encoder: Encoder | None
+) -> SecondLook | None:
     """Return what reranks, before anything is embedded that would be in vain; None for nothing.
 
     Raises:
@@ -182,7 +184,7 @@ def second_look(rerank: str | Path | Reranker | None, depth: int | None) -> Seco
     from mmsearch.retrieval.rerankers import load_reranker
     from mmsearch.retrieval.reranking import checked_depth
 
-    return SecondLook(load_reranker(rerank), checked_depth(depth))
+    return SecondLook(load_reranker(rerank, encoder), checked_depth(depth))
 
 
 def measured(

@@ -90,13 +90,13 @@ def evaluate_library(
     if sampling.folds > 1:
         raise ValueError("a library's own captions are measured in one fold")
     notify = progress or (lambda *_: None)
-    second = second_look(rerank, rerank_depth)
     with closing(Library.open(Path(library))) as opened:
         stored = _Stored.read(opened)
         engine = _engine(opened, model)
+        second = second_look(rerank, rerank_depth, None if engine is None else engine.encoder)
         captions, texts = stored.captions(opened)
         if second is not None:
-            second = second.on(texts, stored.views(opened))
+            second = second.on(texts, stored.views(opened, second.reranker))
         to_image, to_text, reranked = measured(
             stored.pictures.vectors, captions.vectors, captions.label, sampling, second, notify
         )
@@ -175,7 +175,6 @@ def evaluate_pairs_in_library(
     """
     source, sampling = Path(pairs), sampling or Sampling()
     notify = progress or (lambda *_: None)
-    second = second_look(rerank, rerank_depth)
     rows = read_pairs(source, split, default=DEFAULT_SPLIT)
     with closing(Library.open(Path(library))) as opened:
         stored = _Stored.read(opened)
@@ -184,6 +183,7 @@ def evaluate_pairs_in_library(
         check_folds(sampling, len(named), gallery=gallery)
         encoder = load_encoder(model or opened.model or DEFAULT_MODEL)
         SearchEngine(opened, encoder)  # Refuses another encoder than the library's.
+        second = second_look(rerank, rerank_depth, encoder)
         texts = [pair.caption for pair in rows]
         vectors = stored.adapted(embed_texts(encoder, texts, notify))
         images, image_of = stored.pictures.vectors, picture
@@ -192,7 +192,7 @@ def evaluate_pairs_in_library(
             place[named] = np.arange(len(named))
             images, image_of = images[named], place[picture]
         if second is not None:
-            views = stored.views(opened)
+            views = stored.views(opened, second.reranker)
             second = second.on(texts, views if gallery else [views[row] for row in named.tolist()])
         to_image, to_text, reranked = measured(images, vectors, image_of, sampling, second, notify)
         through: IndexQuality | None = None
@@ -244,19 +244,26 @@ class _Stored:
         pictures = Answers(ids, picture, distinct, np.arange(len(number)))
         return cls(row, encoder_id, spec, pictures, library.adapter(row))
 
-    def views(self, library: Library) -> list[View]:
+    def views(self, library: Library, reranker: Reranker) -> list[View]:
         """Return the pictures as a reranker is given them, in the order of their vectors."""
-        from mmsearch.retrieval.reranking import library_views
+        from mmsearch.retrieval.reranking import KeptRegions, library_views
 
         files = library.catalog.known_files(self.encoder_id)
         path_of = {file.id: path for path, file in files.items()}
         paths: dict[int, str] = {}
+        ids: dict[int, int] = {}
         for id_, row in zip(self.pictures.ids.tolist(), self.pictures.row_of.tolist(), strict=True):
             if id_ in path_of:
                 paths.setdefault(row, path_of[id_])
+                ids.setdefault(row, id_)
         # What another process took out of the catalog meanwhile is like a file that is gone.
         rows = range(len(self.pictures.vectors))
-        found = library_views(library.root, {row: paths.get(row, f"picture {row}") for row in rows})
+        kept = KeptRegions(library, reranker, list(ids.values()))
+        found = library_views(
+            library.root,
+            {row: paths.get(row, f"picture {row}") for row in rows},
+            {row: kept.found[id_] for row, id_ in ids.items() if id_ in kept.found},
+        )
         return list(found.values())
 
     def adapted(self, texts: Vectors) -> Vectors:

@@ -23,16 +23,18 @@ from mmsearch.retrieval.schema import Reranking, Target
 from mmsearch.retrieval.thumbnails import picture_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
     from PIL import Image
 
     from mmsearch.retrieval.containers import Place
+    from mmsearch.retrieval.library import Library
     from mmsearch.retrieval.question import ImageSource, Question
     from mmsearch.retrieval.schema import Hit
 
 __all__ = [
+    "KeptRegions",
     "SecondStage",
     "check_rerankable",
     "checked_depth",
@@ -55,7 +57,7 @@ class SecondStage:
         reranker: Reranker,
         question: Question,
         target: Target,
-        root: Path,
+        library: Library,
         *,
         k: int,
         depth: int | None = None,
@@ -67,7 +69,7 @@ class SecondStage:
             reranker: reads words and picture together.
             question: what `check_rerankable` lets through.
             target: what is looked for.
-            root: the folder that paths of hits are relative to.
+            library: whose pictures or captions are the answers.
             k: how many answers are wanted.
             depth: how many of the best are read, `DEPTH` if not given, and never fewer than `k`.
             budget_ms: the time for it, see `Reranker.rerank`; all it takes if not given.
@@ -76,7 +78,7 @@ class SecondStage:
         self._reranker = reranker
         self._question = question
         self._target = target
-        self._root = root
+        self._library = library
         self._budget_ms = budget_ms
         self._order: dict[tuple[int, str | None], tuple[float, int]] | None = None
         self.told = Reranking(reranker.name, self.depth, budget_ms=budget_ms)
@@ -113,7 +115,9 @@ class SecondStage:
         """Return scores and former ranks of those hits that could be read in time."""
         started = time.perf_counter()
         budget_s = None if self._budget_ms is None else self._budget_ms / 1000
-        found = self._reranker.rerank(self._pairs(hits), budget_s=budget_s)
+        kept = KeptRegions(self._library, self._reranker, [hit.id for hit in hits])
+        pairs = self._pairs(hits, kept)
+        found = self._reranker.rerank(pairs, budget_s=budget_s)
         tell_unread(found.unread)
         self.told = replace(
             self.told,
@@ -122,18 +126,51 @@ class SecondStage:
             unreadable=len(hits) - found.count - found.late,
             took_ms=(time.perf_counter() - started) * 1000,
         )
+        if self._target is Target.IMAGES:
+            kept.keep(pair.view for pair in pairs)
         return {
             (hit.id, hit.caption): (score, before + place)
             for place, (hit, score) in enumerate(zip(hits, found.scores.tolist(), strict=True), 1)
             if np.isfinite(score)
         }
 
-    def _pairs(self, hits: Sequence[Hit]) -> list[Pair]:
+    def _pairs(self, hits: Sequence[Hit], kept: KeptRegions) -> list[Pair]:
         if self._target is Target.IMAGES:
-            views = library_views(self._root, {hit.id: hit.path for hit in hits})
+            paths = {hit.id: hit.path for hit in hits}
+            views = library_views(self._library.root, paths, kept.found)
             return [Pair(self._question.texts[0], views[hit.id], hit.score) for hit in hits]
         asked = source_view("question", self._question.images[0])
         return [Pair(hit.caption or "", asked, hit.score) for hit in hits]
+
+
+class KeptRegions:
+    """What a library keeps about the parts of pictures for a reranker, so that none is read twice.
+
+    Attributes:
+        found: `uint8[bytes]` by picture id, of those that are known.
+    """
+
+    def __init__(self, library: Library, reranker: Reranker, ids: Sequence[int]) -> None:
+        self.found: dict[int, NDArray[np.uint8]] = {}
+        self._store = library.regions
+        self._kind = reranker.kind
+        self._content: dict[int, bytes] = {}
+        if self._kind is not None:
+            self._content = library.catalog.contents(ids)
+            known = self._store.get(self._kind, list(self._content.values()))
+            self.found = {
+                id_: known[sha256] for id_, sha256 in self._content.items() if sha256 in known
+            }
+
+    def keep(self, views: Iterable[View]) -> None:
+        """Keep what a reranker found out about pictures, whose keys are their ids."""
+        fresh = {
+            self._content[view.key]: view.regions
+            for view in views
+            if view.regions is not None and view.key in self._content and view.key not in self.found
+        }
+        if self._kind is not None:
+            self._store.put(self._kind, fresh)
 
 
 def check_rerankable(

@@ -7,7 +7,7 @@ nothing: what is missing is computed again from the picture when it is needed.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING
@@ -91,8 +91,14 @@ class RegionStore:
         except (exc.SQLAlchemyError, MmsearchError, OSError) as error:
             logger.info("%s cannot be written to: %s", *self._of(error))
 
-    def tidy(self, kind: str, contents: Collection[bytes]) -> None:
-        """Forget what is of another kind, or of contents that are not among those given."""
+    def tidy(self, kind: str, files: int, contents: Callable[[], Mapping[int, bytes]]) -> None:
+        """Forget what is of another kind and, once it is much, what is of pictures that are gone.
+
+        Args:
+            kind: what is kept.
+            files: how many pictures there are.
+            contents: gives their hashes, by their ids; asked only where there is much to forget.
+        """
         try:
             engine = self._opened(writing=False)
             if engine is None:
@@ -101,9 +107,9 @@ class RegionStore:
                 connection.execute(delete(_regions).where(_regions.c.kind != kind))
                 held = connection.execute(select(func.count()).select_from(_regions)).scalar_one()
                 # A look at every row pays only where many are of pictures that are gone.
-                if held <= 1.1 * len(contents) + 100:
+                if held <= 1.1 * files + 100:
                     return
-                known = set(contents)
+                known = set(contents().values())
                 gone = [
                     sha256
                     for (sha256,) in connection.execute(select(_regions.c.sha256))

@@ -22,7 +22,7 @@ DEPTH = 50
 """How many of the best answers are reranked, if nobody says otherwise."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(eq=False, slots=True)
 class View:
     """A picture as a reranker is given it.
 
@@ -30,7 +30,8 @@ class View:
         key: equal for views of one picture.
         open: decodes it, upright and RGB, its shortest side at least so many pixels where it has
             them; raises MediaError.
-        regions: what the library stores about its parts for the bundled reranker, if anything.
+        regions: what `Reranker.regions` says of it, where that is known; a reranker that had to
+            find it out puts it here.
     """
 
     key: int | str
@@ -83,6 +84,9 @@ class Reranker(ABC):
 
     decode_size = 384
     """Pixels of the shortest side, where they have them, of pictures given to `regions`."""
+
+    kind: str | None = None
+    """Names the bytes that `regions` gives: others make other bytes. None: nothing is kept."""
 
     @property
     @abstractmethod
