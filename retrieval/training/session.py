@@ -284,7 +284,7 @@ def check_both(
     return corpus, held_out
 
 
-def prepare_folder(folder: Path, *, resume: bool) -> None:
+def prepare_folder(folder: Path, *, resume: bool, state: str = CHECKPOINT) -> None:
     """Make the folder for the state of a training, or check that there is one to continue.
 
     Raises:
@@ -293,8 +293,8 @@ def prepare_folder(folder: Path, *, resume: bool) -> None:
     """
     # In every process: where one alone gave up, the others would wait for it.
     if resume:
-        Checkpoint.require(folder / CHECKPOINT)
-    elif (folder / CHECKPOINT).exists():
+        Checkpoint.require(folder / state)
+    elif (folder / state).exists():
         raise TrainingError(
             f"An earlier training of this model was not completed; its state is in {folder}. "
             f"Continue it with --resume, or give it up: rm -r {quoted(folder)}"

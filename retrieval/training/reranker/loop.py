@@ -211,7 +211,7 @@ def losses(
 
     def crossed(rows: torch.Tensor, *, texts: bool) -> torch.Tensor:
         """Repeat rows so that each text of a group meets each picture of it."""
-        grouped = rows.unflatten(0, (groups, size)).unsqueeze(2 if texts else 1)
+        grouped = rows.view(groups, size, *rows.shape[1:]).unsqueeze(2 if texts else 1)
         return grouped.expand(groups, size, size, *rows.shape[1:]).flatten(0, 2)
 
     logits = model.matcher.match(

@@ -110,7 +110,8 @@ def train_reranker(
             "A reranker's parts are weighed by what is held out. Give --validation PAIRS, or "
             "--held-out above 0."
         )
-    _prepared(folder, resume=run.resume)
+    stages = (True, False) if recipe.late_epochs else (False,)
+    prepare_folder(folder, resume=run.resume, state=_state(late_only=stages[0]))
     watcher = Watcher(towers, folder / "features", run.progress)
     features = watcher.see(corpus, views=recipe.views, longest=recipe.longest)
     measured = watcher.see(held_out, views=1, longest=recipe.longest)
@@ -126,9 +127,7 @@ def train_reranker(
         "pairs": corpus.fingerprint(),
     }
     history = []
-    for late_only in (True, False):
-        if late_only and not recipe.late_epochs:
-            continue
+    for late_only in stages:
         loop = RerankerLoop(
             model,
             GroupBatches(features, near, recipe, groups=recipe.groups * (2 if late_only else 1)),
@@ -137,7 +136,7 @@ def train_reranker(
             validate=_validation(few, model, late_only=late_only),
         )
         loop.run(
-            folder / ("late.safetensors" if late_only else "checkpoint.safetensors"),
+            folder / _state(late_only=late_only),
             settings,
             progress=run.progress,
             on_validation=run.on_validation,
@@ -158,13 +157,8 @@ def train_reranker(
     return RerankerReport(output, record)
 
 
-def _prepared(folder: Path, *, resume: bool) -> None:
-    state = folder / "checkpoint.safetensors"
-    early = folder / "late.safetensors"
-    # Late interaction comes first: a training may have been stopped before the other state.
-    if resume and early.exists() and not state.exists():
-        return
-    prepare_folder(folder, resume=resume)
+def _state(*, late_only: bool) -> str:
+    return "late-interaction.safetensors" if late_only else "checkpoint.safetensors"
 
 
 def _new_model(features: Features, recipe: RerankerRecipe) -> CoAttention:

@@ -65,7 +65,9 @@ class Candidates:
         features, matcher = self._features, model.matcher
         code = torch.cat(
             [
-                model.code.from_bytes(model.code.to_bytes(model.code(torch.from_numpy(some))))
+                model.code.from_bytes(
+                    model.code.to_bytes(model.code(torch.from_numpy(some.copy())))
+                )
                 for some in np.array_split(features.cells[0], max(1, len(features.images) // 256))
             ]
         )
@@ -83,15 +85,19 @@ class Candidates:
 
     def recall(self, scores: NDArray[np.float32]) -> float:
         """Return R@1, in percent: how often the caption's own picture has the highest score."""
-        best = np.take_along_axis(self.near, scores.argmax(axis=1)[:, None], axis=1)[:, 0]
-        return float((best == self._features.owner[self.rows]).mean() * 100)
+        return float((self._ranks(scores) == 1).mean() * 100)
 
     def mean_reciprocal_rank(self, scores: NDArray[np.float32]) -> float:
         """Return the mean of 1 / rank, in percent; 0 where the picture is no candidate."""
+        return float((1 / self._ranks(scores)).mean() * 100)
+
+    def _ranks(self, scores: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Return ranks from 1, ties against the question; infinite where it is no candidate."""
         right = self.near == self._features.owner[self.rows][:, None]
         own = np.where(right, scores, -np.inf).max(axis=1, keepdims=True)
-        ranks = (scores > own).sum(axis=1) + 1
-        return float((right.any(axis=1) / ranks).mean() * 100)
+        ranks: NDArray[np.float64] = (scores >= own).sum(axis=1).astype(np.float64)
+        ranks[~right.any(axis=1)] = np.inf
+        return ranks
 
 
 def best_shares(candidates: Candidates, parts: Parts) -> tuple[float, float, float]:
