@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from mmsearch.retrieval.encoders.bfloat16 import Tower
+    from mmsearch.retrieval.encoders.regions import Regions
+    from mmsearch.retrieval.preprocess import Box
 
 __all__ = ["OnnxEncoder"]
 
@@ -147,6 +149,11 @@ class OnnxEncoder(Encoder):
         """Return `uint8[size, size, 3]`."""
         return self._config.preprocess(image)
 
+    def encode_regions(self, image: Image.Image) -> tuple[NDArray[np.float32], Box] | None:
+        """Embed regions with the bundled tower, or one that was trained from it."""
+        found = None if self._regions is None else self._regions(self.prepare(image))
+        return None if found is None else (found, self._config.preprocess.seen(*image.size))
+
     def read(self, part: str) -> bytes:
         """Return the bytes of the file of `image`, `text` or `tokenizer`.
 
@@ -188,6 +195,17 @@ class OnnxEncoder(Encoder):
     @cached_property
     def _image_tower(self) -> Any:  # noqa: ANN401
         return self._load("image", _session)
+
+    @cached_property
+    def _regions(self) -> Regions | None:
+        from mmsearch.retrieval.encoders.inner_outputs import with_outputs
+        from mmsearch.retrieval.encoders.regions import INNER, Regions
+
+        data = self.read("image")
+        # Towers of other models have no such tensors.
+        if not all(name.encode() in data for name in INNER):
+            return None
+        return Regions(_session(with_outputs(data, INNER)))
 
     @cached_property
     def _text_tower(self) -> Any:  # noqa: ANN401
