@@ -141,7 +141,7 @@ class Verdict:
         }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Explanation:
     """Why a picture matches a text, or does not.
 
@@ -155,6 +155,7 @@ class Explanation:
         heat: `float32[h, w]` in [0, 1], upright like the picture, 32 cells along its longer side:
             1 where it matches best, 0 where least. It compares places of this picture, and says
             nothing of how well the whole matches.
+        picture: what was explained, upright RGB.
         words: of the query in its order; shares add up to `score - usual`.
         library: the folder of the library that was asked; None without one.
         verdict: None without a library.
@@ -169,6 +170,7 @@ class Explanation:
     score: float
     usual: float
     heat: NDArray[np.float32]
+    picture: Image.Image = field(repr=False)
     words: tuple[WordShare, ...]
     library: Path | None = None
     verdict: Verdict | None = None
@@ -180,6 +182,13 @@ class Explanation:
     def match(self) -> float | None:
         """The probability (0 to 1) that the picture matches; None without a library."""
         return None if self.verdict is None else self.verdict.match
+
+    @property
+    def place(self) -> tuple[float, float]:
+        """Where it matches best, as shares of the picture's width and height."""
+        row, column = np.unravel_index(int(self.heat.argmax()), self.heat.shape)
+        rows, columns = self.heat.shape
+        return (float(column) + 0.5) / columns, (float(row) + 0.5) / rows
 
     def to_json(self) -> dict[str, Any]:
         """Return the object that `explain --json` prints; the map has three digits."""
@@ -197,6 +206,7 @@ class Explanation:
             "calibration": None if self.verdict is None else self.verdict.to_json(),
             "captions": [caption.to_json() for caption in self.captions],
             "heat": {
+                "place": [round(share, 4) for share in self.place],
                 "rows": rows,
                 "columns": columns,
                 "values": [[round(value, 3) for value in row] for row in self.heat.tolist()],
@@ -364,6 +374,7 @@ def _explained(
         score=float(query @ own[0]),
         usual=usual,
         heat=heat,
+        picture=picture.pixels,
         words=tuple(map(WordShare, words, shares)),
         took_ms=(time.perf_counter() - started) * 1000,
     )
