@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from mmsearch.retrieval.evaluation import evaluate
     from mmsearch.retrieval.exchange.adoption import import_library
     from mmsearch.retrieval.exchange.export import export_library
+    from mmsearch.retrieval.explanation import Explanation, explain
     from mmsearch.retrieval.ingest import index
     from mmsearch.retrieval.library_duplicates import find_duplicates
     from mmsearch.retrieval.library_evaluation import evaluate_library
@@ -33,6 +34,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Encoder",
+    "Explanation",
     "Hit",
     "MmsearchError",
     "Recommender",
@@ -43,6 +45,7 @@ __all__ = [
     "__version__",
     "evaluate",
     "evaluate_library",
+    "explain",
     "export_library",
     "find_duplicates",
     "import_library",
@@ -55,6 +58,7 @@ __all__ = [
 
 _ORIGIN = {
     "Encoder": ("mmsearch.retrieval.encoders", "Encoder"),
+    "Explanation": ("mmsearch.retrieval.explanation", "Explanation"),
     "Hit": ("mmsearch.retrieval.schema", "Hit"),
     "MmsearchError": ("mmsearch.errors", "MmsearchError"),
     "Recommender": ("mmsearch.retrieval.recommend", "Recommender"),
@@ -64,6 +68,7 @@ _ORIGIN = {
     "Target": ("mmsearch.retrieval.schema", "Target"),
     "evaluate": ("mmsearch.retrieval.evaluation", "evaluate"),
     "evaluate_library": ("mmsearch.retrieval.library_evaluation", "evaluate_library"),
+    "explain": ("mmsearch.retrieval.explanation", "explain"),
     "export_library": ("mmsearch.retrieval.exchange.export", "export_library"),
     "find_duplicates": ("mmsearch.retrieval.library_duplicates", "find_duplicates"),
     "import_library": ("mmsearch.retrieval.exchange.adoption", "import_library"),

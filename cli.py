@@ -14,6 +14,7 @@ from mmsearch.retrieval.commands.browse import browse
 from mmsearch.retrieval.commands.caption import caption
 from mmsearch.retrieval.commands.dedup import dedup
 from mmsearch.retrieval.commands.evaluate import evaluate
+from mmsearch.retrieval.commands.explain import explain
 from mmsearch.retrieval.commands.export import export
 from mmsearch.retrieval.commands.import_ import import_
 from mmsearch.retrieval.commands.index import index
@@ -86,6 +87,7 @@ for command in (
     browse,
     similar,
     caption,
+    explain,
     evaluate,
     train,
     train_reranker,

@@ -36,6 +36,8 @@ __all__ = [
     "folders_of",
     "is_there",
     "list_contents",
+    "located",
+    "openable",
     "places_of",
     "read_inside",
 ]
@@ -233,6 +235,19 @@ def openable(path: Path) -> Path | Image.Image:
     """
     inside = read_inside(path)
     return path if inside is None else open_picture(inside)
+
+
+def located(root: Path, image: Path) -> Path:
+    """Return a picture's path from here on or, where there is none, from the library's root on."""
+    return root / image if not _is_there(image) and _is_there(root / image) else image
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists() or read_inside(path) is not None
+    except (MediaError, OSError):
+        # A container that lacks it, or is damaged, is where to look for the reason.
+        return True
 
 
 def _is_container(path: Path) -> bool:

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from mmsearch.indexes import VectorIndex
     from mmsearch.retrieval.catalog import LibraryRow
     from mmsearch.retrieval.encoders import Encoder
+    from mmsearch.retrieval.explanation import Explanation, Method
     from mmsearch.retrieval.liked import PictureItem
     from mmsearch.retrieval.question import ImageSource
     from mmsearch.retrieval.rerankers import Reranker
@@ -370,6 +371,33 @@ class SearchEngine:
             lambda now: liked.recommend(self.library, row, now.encoder, now.index, k, allowed),
         )
         return replace(found, took_ms=(time.perf_counter() - started) * 1000)
+
+    def explain(
+        self,
+        image: ImageSource,
+        text: str,
+        *,
+        method: Method | str | None = None,
+        k: int = 5,
+    ) -> Explanation:
+        """Say why a picture matches a text: where, by which words, how probably, and what else.
+
+        Args:
+            image: a path, also in the library (from its folder on), or a Pillow image.
+            text: words that describe a picture, without operators.
+            method: how the map is made, see `Method`; by default the first that is at hand.
+            k: how many of the picture's own captions are told, at least 1, and how many others.
+
+        Raises:
+            QueryError: the text is empty or has operators, the picture cannot be read, `k` is
+                below 1, or there is no such method.
+            ModelMismatch: as from `search`.
+            ModelError: as from `search`, or there is no model of torch for a gradient.
+            MissingExtra: a gradient without the extra `models`.
+        """
+        from mmsearch.retrieval.explanation import explain_in
+
+        return explain_in(self, self._state(Target.IMAGES), image, text, method, k)
 
     def _asked(
         self, state: State, target: Target, ask: Callable[[State], _Told]

@@ -15,7 +15,10 @@ from PIL import Image
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["ImagePreprocess", "Resize"]
+__all__ = ["Box", "ImagePreprocess", "Resize"]
+
+Box = tuple[float, float, float, float]
+"""Left, top, right and bottom, as shares of a picture's width and height."""
 
 
 KEPT = 1.4
@@ -126,6 +129,18 @@ class ImagePreprocess:
         filter_ = Image.Resampling[self.interpolation.upper()]
         resized = image.resize(self._resized(*image.size), filter_, reducing_gap=self.reducing_gap)
         return np.asarray(self._squared(resized), dtype=np.uint8)
+
+    def seen(self, width: int, height: int) -> Box:
+        """Return where the edges of the square lie in a picture of this size.
+
+        Returns:
+            left, top, right and bottom as shares of width and height: 0 and 1 where the whole
+            picture fills the square, between them where its middle is cut out, beyond where the
+            square has borders.
+        """
+        across, down = self._resized(width, height)
+        left, top = (0 if side == self.size else self._offset(side) for side in (across, down))
+        return left / across, top / down, (left + self.size) / across, (top + self.size) / down
 
     def _resized(self, width: int, height: int) -> tuple[int, int]:
         target = self.target

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmsearch.errors import MediaError, QueryError
-from mmsearch.retrieval.containers import read_inside
+from mmsearch.retrieval.containers import located, read_inside
 
 if TYPE_CHECKING:
     from mmsearch.retrieval.engine import SearchEngine
@@ -31,7 +31,7 @@ def similar(engine: SearchEngine, image: Path, k: int = 10) -> Results:
     Raises:
         QueryError: the picture cannot be read, or `k` is below 1.
     """
-    path = _found(engine.library.root, image)
+    path = located(engine.library.root, image)
     try:
         inside = read_inside(path)
         content = path.read_bytes() if inside is None else inside
@@ -46,16 +46,3 @@ def similar(engine: SearchEngine, image: Path, k: int = 10) -> Results:
     others = [hit for hit in results.hits if hit.id not in itself][:k]
     hits = tuple(replace(hit, rank=rank) for rank, hit in enumerate(others, 1))
     return replace(results, hits=hits, considered=results.considered - len(itself))
-
-
-def _found(root: Path, image: Path) -> Path:
-    """Return the picture's path from here on or, where there is none, from the library on."""
-    return root / image if not _is_there(image) and _is_there(root / image) else image
-
-
-def _is_there(path: Path) -> bool:
-    try:
-        return path.exists() or read_inside(path) is not None
-    except (MediaError, OSError):
-        # A container that lacks it, or is damaged, is where to look for the reason.
-        return True

@@ -1,4 +1,4 @@
-"""Answers as pictures in a terminal: a grid of thumbnails with their names below."""
+"""Pictures in a terminal: one, or answers as a grid of thumbnails with their names below."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from mmsearch.retrieval.schema import Hit, Results
     from mmsearch.retrieval.terminal_graphics import Abilities
 
-__all__ = ["print_pictures"]
+__all__ = ["print_picture", "print_pictures"]
 
 BOX_COLUMNS = 24
 """Of a thumbnail, at least; a narrower window shows one that fills it."""
@@ -45,16 +45,8 @@ def print_pictures(results: Results, abilities: Abilities | None = None) -> None
     """
     able = abilities or ask_terminal()
     renderable, _ = drawing(able)
-    from rich.console import Console
-
     window = shutil.get_terminal_size()
-    if able.graphics is Graphics.KITTY:
-        # The colour of the placing characters is the picture's number: it must not be changed.
-        console = Console(
-            file=sys.stdout, color_system="truecolor", no_color=False, highlight=False
-        )
-    else:
-        console = Console(file=sys.stdout, highlight=False)
+    console = _console(able)
     across = max(1, (window.columns + GAP) // (BOX_COLUMNS + GAP))
     columns = max(1, (window.columns + GAP) // across - GAP)
     # Three quarters as high as wide, as most photos are; and never higher than the window.
@@ -70,6 +62,38 @@ def print_pictures(results: Results, abilities: Abilities | None = None) -> None
             _print_cells(console, pictures, box, able, renderable)
         _print_labels(console, line, [problem for _, problem in shown], columns)
     console.file.flush()
+
+
+def print_picture(picture: Image, abilities: Abilities | None = None) -> None:
+    """Print one picture, as wide as the window and at most half as high.
+
+    Args:
+        picture: RGB.
+        abilities: of the terminal on stdout; it is asked when they are not given.
+
+    Raises:
+        MissingExtra: the extra `show` is not installed.
+    """
+    able = abilities or ask_terminal()
+    renderable, _ = drawing(able)
+    window = shutil.get_terminal_size()
+    console = _console(able)
+    # No wider than the picture, so that drawn pixels stand at the left.
+    box = fitted(picture.size, (window.columns, max(1, window.lines // 2)), able.cell)
+    if able.graphics in {Graphics.KITTY, Graphics.SIXEL}:
+        _print_strip(console, [picture], box, able, renderable)
+    else:
+        _print_cells(console, [picture], box, able, renderable)
+    console.file.flush()
+
+
+def _console(able: Abilities) -> Console:
+    from rich.console import Console
+
+    if able.graphics is Graphics.KITTY:
+        # The colour of the placing characters is the picture's number: it must not be changed.
+        return Console(file=sys.stdout, color_system="truecolor", no_color=False, highlight=False)
+    return Console(file=sys.stdout, highlight=False)
 
 
 def _shown(

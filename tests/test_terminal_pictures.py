@@ -54,13 +54,14 @@ def on_terminal(
     *arguments: str,
     answer: bytes,
     size: tuple[int, int] = (40, 80),
+    command: tuple[str, ...] = ("query", "red", "-p"),
     **environment: str,
 ) -> Seen:
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", *size, 0, 0))
     # A control terminal, as in a shell: the command must be in its foreground to ask.
     process = subprocess.Popen(
-        [MMSEARCH, "query", "red", "-p", *arguments],
+        [MMSEARCH, *command, *arguments],
         stdin=theirs,
         stdout=theirs,
         stderr=theirs,

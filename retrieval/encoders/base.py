@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from mmsearch.retrieval.encoders.tokens import TextPreprocess
-    from mmsearch.retrieval.preprocess import ImagePreprocess
+    from mmsearch.retrieval.preprocess import Box, ImagePreprocess
     from mmsearch.retrieval.schema import EncoderSpec
 
 __all__ = ["Encoder", "canonical", "unit_rows"]
@@ -36,6 +36,9 @@ class Encoder(ABC):
 
     device = ""
     """What computes, for people; the CPU where nothing is said."""
+
+    differentiable = False
+    """Whether the model of torch itself is at hand, so that scores have gradients."""
 
     @property
     @abstractmethod
@@ -77,6 +80,18 @@ class Encoder(ABC):
             return self._encode_pixels(np.stack([self.prepare(image) for image in upright]))
 
         return self._in_batches(images, encode)
+
+    def encode_regions(self, image: Image.Image) -> tuple[NDArray[np.float32], Box] | None:
+        """Embed the overlapping regions of one upright RGB picture, where an encoder can.
+
+        Returns:
+            `float32[n, n, dim]`, unit rows, by row and column: region (i, j) of the square that is
+            encoded covers from `i / (n + 1)` to `(i + 2) / (n + 1)` of its height, and so on for
+            its width; and where the square's edges lie, see `ImagePreprocess.seen`. None where an
+            encoder knows pictures as a whole only, as most do.
+        """
+        del image
+        return None
 
     def encode_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Embed texts: `float32[n, dim]`, unit rows; what exceeds the tower's length is cut off."""

@@ -39,6 +39,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL import Image
 
+    from mmsearch.retrieval.encoders.regions import Regions
+    from mmsearch.retrieval.preprocess import Box
+
 __all__ = ["OnnxEncoder"]
 
 FORMAT = 1
@@ -139,6 +142,11 @@ class OnnxEncoder(Encoder):
         """Return `uint8[size, size, 3]`."""
         return self._config.preprocess(image)
 
+    def encode_regions(self, image: Image.Image) -> tuple[NDArray[np.float32], Box] | None:
+        """Embed regions with the bundled tower, or one that was trained from it."""
+        found = None if self._regions is None else self._regions(self.prepare(image))
+        return None if found is None else (found, self._config.preprocess.seen(*image.size))
+
     def read(self, part: str) -> bytes:
         """Return the bytes of the file of `image`, `text` or `tokenizer`.
 
@@ -208,6 +216,16 @@ class OnnxEncoder(Encoder):
             tower = self._load("text", lambda data: session(with_outputs(data, inner)))
             self._text_towers[inner] = tower
         return tower
+
+    @cached_property
+    def _regions(self) -> Regions | None:
+        from mmsearch.retrieval.encoders.regions import INNER, Regions
+
+        data = self.read("image")
+        # Towers of other models have no such tensors.
+        if not all(name.encode() in data for name in INNER):
+            return None
+        return Regions(session(with_outputs(data, INNER)))
 
     @cached_property
     def _tokenizer(self) -> Any:  # noqa: ANN401

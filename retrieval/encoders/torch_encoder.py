@@ -33,6 +33,8 @@ logger = logging.getLogger(__name__)
 class TorchEncoder(Encoder):
     """A `DualEncoder` behind the contract of indexing and asking."""
 
+    differentiable = True
+
     def __init__(
         self, model: DualEncoder, *, location: str, device: torch.device | str | None = None
     ) -> None:
@@ -51,6 +53,11 @@ class TorchEncoder(Encoder):
         self._location = location
         self.batch_size = self._runner.batch_size
         self.device = self._runner.label
+
+    @property
+    def model(self) -> DualEncoder:
+        """What computes the vectors."""
+        return self._model
 
     @property
     def spec(self) -> EncoderSpec:
