@@ -1,4 +1,4 @@
-"""What every answer reads of a catalog, by ids: statements that never change, in SQLite's own words.
+"""What every answer reads of a catalog: statements that never change, in SQLite's own words.
 
 A statement that SQLAlchemy builds, with a parameter for each id, takes several times as long to
 prepare as these take to run. Ids travel as one JSON text, of any number.
@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from mmsearch.retrieval.catalog.connection import fetched
 from mmsearch.retrieval.schema import Target
 
 if TYPE_CHECKING:
@@ -32,32 +33,31 @@ class FileRow(NamedTuple):
 
 def stamp(connection: Connection) -> str | None:
     """Return the name of the present state; None where the library is only just being made."""
-    found: str | None = connection.exec_driver_sql(_STAMP).scalar()
-    return found
+    rows = fetched(connection, "SELECT stamp FROM library")
+    return rows[0][0] if rows else None
 
 
 def file_rows(connection: Connection, ids: Collection[int]) -> Iterator[FileRow]:
     """Return those of the pictures that there are, in no particular order."""
-    return map(_file_row, connection.exec_driver_sql(_FILES, (json.dumps(list(ids)),)))
+    return map(_file_row, fetched(connection, _FILES, (json.dumps(list(ids)),)))
 
 
 def caption_rows(
     connection: Connection, ids: Collection[int]
 ) -> Iterator[tuple[int, str, FileRow]]:
     """Return id, text and picture of those of the captions that there are."""
-    for id_, text, *file in connection.exec_driver_sql(_CAPTIONS, (json.dumps(list(ids)),)):
+    for id_, text, *file in fetched(connection, _CAPTIONS, (json.dumps(list(ids)),)):
         yield id_, text, _file_row(file)
 
 
 def vector_rows(
     connection: Connection, target: Target, encoder_id: int, ids: Collection[int]
-) -> list[tuple[int, bytes]]:
-    """Return those of the ids that have a vector, ascending, and the vectors as they are stored."""
-    rows = connection.exec_driver_sql(_VECTORS[target], (encoder_id, json.dumps(list(ids))))
-    return [(id_, vector) for id_, vector in rows]
+) -> list[tuple[Any, ...]]:
+    """Return (id, its vector as it is stored) of those of the ids that have one, ascending."""
+    return fetched(connection, _VECTORS[target], (encoder_id, json.dumps(list(ids))))
 
 
-def _file_row(row: Collection[object]) -> FileRow:
+def _file_row(row: Sequence[Any]) -> FileRow:
     # As `tables.FilePath` and SQLAlchemy's own DateTime read them.
     id_, path, taken_at, width, height = row
     return FileRow(
@@ -69,7 +69,6 @@ def _file_row(row: Collection[object]) -> FileRow:
     )
 
 
-_STAMP = "SELECT stamp FROM library"
 _FILES = """
 SELECT id, path, taken_at, width, height FROM file
 WHERE id IN (SELECT value FROM json_each(?))

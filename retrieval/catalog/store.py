@@ -9,7 +9,7 @@ import os
 import secrets
 import uuid
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -261,7 +261,7 @@ class Catalog:
 
     def stamp(self) -> str:
         """Return the name of the present state: what an index file must carry to be current."""
-        with self._connect() as connection:
+        with self._connect(begin=False) as connection:
             stamp = lookup.stamp(connection)
         if stamp is None:
             raise self._unfinished()
@@ -608,7 +608,8 @@ class Catalog:
             )
 
     @contextmanager
-    def _connect(self, *, immediate: bool = False) -> Iterator[Connection]:
+    def _connect(self, *, immediate: bool = False, begin: bool = True) -> Iterator[Connection]:
+        """Give a connection in a transaction; one `fetched` statement needs none to `begin`."""
         shared: Connection | None = getattr(self._own, "connection", None)
         if shared is not None and not immediate:
             yield shared
@@ -616,5 +617,5 @@ class Catalog:
         with as_mmsearch_errors(self.path), self._engine.connect() as connection:
             if immediate:
                 connection = connection.execution_options(immediate=True)
-            with connection.begin():
+            with connection.begin() if begin else nullcontext():
                 yield connection

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from sqlalchemy import text as sql
 
+from mmsearch.retrieval.catalog.connection import fetched
 from mmsearch.retrieval.schema import Target
 
 if TYPE_CHECKING:
@@ -192,7 +193,7 @@ def find_words(
         many = -1 if among is not None else limit
         most = {"limit": many, "captions": many * CAPTIONS_EACH if pictures else many}
         statement = _PICTURES if pictures else _CAPTIONS
-        for id_, score in connection.exec_driver_sql(statement, parts | most):
+        for id_, score in fetched(connection, statement, parts | most):
             scores.setdefault(id_, score)
     if among is not None:
         ids = np.fromiter(scores, np.int64, len(scores))
@@ -207,7 +208,7 @@ def described(connection: Connection, ids: Collection[int]) -> set[int]:
     What a question's words do not find among these is told apart by that; of another picture
     (`IMG_2041.jpg`) they say nothing.
     """
-    rows = connection.exec_driver_sql(_DESCRIBED, (json.dumps(list(ids)),))
+    rows = fetched(connection, _DESCRIBED, (json.dumps(list(ids)),))
     return {id_ for id_, path, captioned in rows if captioned or _tells(legible(os.fsdecode(path)))}
 
 
@@ -270,12 +271,13 @@ def _plain(text: str) -> list[str]:
 def _matches(
     connection: Connection, terms: list[str], *, files: bool
 ) -> tuple[dict[str, int], dict[str, int]]:
-    """Return in how many captions, and names of files, each term is: one more than `MOST_MATCHES`
-    at most, and none of files where they are not asked for.
+    """Return in how many captions, and how many names of files (where asked for), each term is.
+
+    Nobody counts further than one beyond `MOST_MATCHES`.
     """
     quoted = {_quoted(term): term for term in terms}
     asked = {"terms": json.dumps(list(quoted)), "n": MOST_MATCHES + 1}
-    rows = [*connection.exec_driver_sql(_COUNTS if files else _CAPTION_COUNTS, asked)]
+    rows = fetched(connection, _COUNTS if files else _CAPTION_COUNTS, asked)
     return (
         {quoted[term]: n for term, n, _ in rows},
         {quoted[term]: n for term, _, n in rows},
@@ -314,7 +316,7 @@ def _named(connection: Connection, asked: str) -> list[int]:
     expression = " OR ".join(f"key : {_quoted(key)}" for key in sorted(keys))
     wanted, above = _plain(name), [_plain(folder) for folder in folders]
     found = []
-    for id_, stored in connection.exec_driver_sql(_BY_KEY, (expression,)):
+    for id_, stored in fetched(connection, _BY_KEY, (expression,)):
         path = legible(os.fsdecode(stored))
         *there, own = path.split("/")
         if wanted not in (_plain(own), _plain(_stem(own))):
@@ -338,7 +340,6 @@ _INSERT_FILE = sql(
     "INSERT INTO file_word (rowid, key, name, folder, facts) "
     "VALUES (:id, :key, :name, :folder, :facts)"
 )
-# What every question asks, without what SQLAlchemy would look for in it.
 _BY_KEY = (
     "SELECT file.id, file.path FROM file_word JOIN file ON file.id = file_word.rowid "
     "WHERE file_word MATCH ?"
@@ -359,6 +360,7 @@ _CAPTIONS = """
 SELECT rowid, -rank AS score FROM caption_word WHERE caption_word MATCH :caption_word
 ORDER BY score DESC, rowid LIMIT :limit
 """
+# FTS5 takes half as long again where it sorts by its `rank` itself, instead of SQLite by a score.
 _PICTURES = f"""
 SELECT id, sum(score) AS score FROM (
     SELECT rowid AS id, -rank AS score FROM file_word
@@ -366,7 +368,7 @@ SELECT id, sum(score) AS score FROM (
     UNION ALL
     SELECT file_id, max(score) FROM (
         SELECT rowid, -rank AS score FROM caption_word
-        WHERE caption_word MATCH :caption_word ORDER BY rank LIMIT :captions
+        WHERE caption_word MATCH :caption_word ORDER BY score DESC, rowid LIMIT :captions
     ) AS found JOIN caption ON caption.id = found.rowid GROUP BY file_id
 ) GROUP BY id ORDER BY score DESC, id LIMIT :limit
 """
