@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mmsearch.retrieval import hybrid
-from mmsearch.retrieval.calibration import SAMPLE, Calibration
 from mmsearch.retrieval.diversity import maximal_marginal_relevance
 from mmsearch.retrieval.duplicates import Likeness, collapse, likeness, seconds_of
+from mmsearch.retrieval.null_distribution import NullDistribution, null_distribution
 from mmsearch.retrieval.schema import Hit, SortKey, Target
 from mmsearch.retrieval.tags import background
 
@@ -23,9 +23,11 @@ if TYPE_CHECKING:
 
     from mmsearch.indexes import VectorIndex
     from mmsearch.retrieval.adapter import Adapter
-    from mmsearch.retrieval.catalog import Catalog, LibraryRow
+    from mmsearch.retrieval.calibration import Calibration
+    from mmsearch.retrieval.catalog import LibraryRow
     from mmsearch.retrieval.encoders import Encoder
     from mmsearch.retrieval.filters import Filter
+    from mmsearch.retrieval.library import Library
     from mmsearch.retrieval.question import Question
 
     Floats = NDArray[np.float64]
@@ -47,13 +49,14 @@ class State:
 
     def __init__(
         self,
-        catalog: Catalog,
+        library: Library,
         row: LibraryRow,
         encoder: Encoder,
         index: VectorIndex,
         adapter: Adapter | None,
     ) -> None:
-        self.catalog = catalog
+        self.library = library
+        self.catalog = library.catalog
         self.row = row
         self.encoder = encoder
         self.index = index
@@ -92,25 +95,30 @@ class State:
 
     # Two threads that come first both compute these, and to the same end.
     @cached_property
-    def sample(self) -> NDArray[np.float32]:
-        """`float32[n, dim]`, vectors that stand for the library's pictures."""
-        ids = np.sort(self.index.ids)
-        return self.vectors(ids[:: max(1, len(ids) // SAMPLE)])[1]
+    def background(self) -> NDArray[np.float32]:
+        """`float32[b, dim]`, names of things as this library's texts are."""
+        names = background(self.encoder)
+        return names if self.adapter is None else self.adapter.apply(names)
+
+    @cached_property
+    def null(self) -> NullDistribution | None:
+        """Which scores mean nothing; None in an empty library."""
+        return null_distribution(
+            self.library, self.row, self.background, self.adapter, lambda: np.sort(self.index.ids)
+        )
 
     @cached_property
     def calibration(self) -> Calibration | None:
         """What scores of pictures by words mean; None in an empty library."""
-        if len(self.sample) == 0:
+        if self.null is None:
             return None
-        names = background(self.encoder)
-        if self.adapter is not None:
-            names = self.adapter.apply(names)
-        return Calibration.of(names, self.sample, len(self.index))
+        return self.null.calibration(self.background, len(self.index))
 
-    @cached_property
+    @property
     def likeness(self) -> Likeness:
         """How similar near-duplicates are."""
-        return likeness(self.sample)
+        empty = np.empty((0, self.index.dim), dtype=np.float32)
+        return likeness(empty) if self.null is None else self.null.likeness
 
 
 @dataclass(frozen=True, slots=True)
