@@ -189,7 +189,7 @@ def test_answers_are_the_same_with_the_file_and_without(
 ) -> None:
     for i in range(30):
         draw(photos / f"more {i}.png", list(COLOURS)[i % 3], (40 + i, 40))
-    told = []
+    told: list[str] = []
 
     def follow(progress: ingest.Progress) -> None:
         told.append(progress.stage)

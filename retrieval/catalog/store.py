@@ -9,7 +9,7 @@ import os
 import secrets
 import uuid
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -617,5 +617,8 @@ class Catalog:
         with as_mmsearch_errors(self.path), self._engine.connect() as connection:
             if immediate:
                 connection = connection.execution_options(immediate=True)
-            with connection.begin() if begin else nullcontext():
+            if not begin:
+                yield connection
+                return
+            with connection.begin():
                 yield connection
