@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mmsearch.retrieval import hybrid
-from mmsearch.retrieval.calibration import SAMPLE, Calibration
 from mmsearch.retrieval.diversity import maximal_marginal_relevance
 from mmsearch.retrieval.duplicates import Likeness, collapse, likeness, seconds_of
+from mmsearch.retrieval.null_distribution import NullDistribution, null_distribution
 from mmsearch.retrieval.schema import Hit, SortKey, Target
 from mmsearch.retrieval.tags import background
 
@@ -23,9 +23,11 @@ if TYPE_CHECKING:
 
     from mmsearch.indexes import VectorIndex
     from mmsearch.retrieval.adapter import Adapter
-    from mmsearch.retrieval.catalog import Catalog, LibraryRow
+    from mmsearch.retrieval.calibration import Calibration
+    from mmsearch.retrieval.catalog import LibraryRow
     from mmsearch.retrieval.encoders import Encoder
     from mmsearch.retrieval.filters import Filter
+    from mmsearch.retrieval.library import Library
     from mmsearch.retrieval.question import Question
     from mmsearch.retrieval.reranking import SecondStage
     from mmsearch.retrieval.schema import Reranking
@@ -49,13 +51,14 @@ class State:
 
     def __init__(
         self,
-        catalog: Catalog,
+        library: Library,
         row: LibraryRow,
         encoder: Encoder,
         index: VectorIndex,
         adapter: Adapter | None,
     ) -> None:
-        self.catalog = catalog
+        self.library = library
+        self.catalog = library.catalog
         self.row = row
         self.encoder = encoder
         self.index = index
@@ -94,25 +97,30 @@ class State:
 
     # Two threads that come first both compute these, and to the same end.
     @cached_property
-    def sample(self) -> NDArray[np.float32]:
-        """`float32[n, dim]`, vectors that stand for the library's pictures."""
-        ids = np.sort(self.index.ids)
-        return self.vectors(ids[:: max(1, len(ids) // SAMPLE)])[1]
+    def background(self) -> NDArray[np.float32]:
+        """`float32[b, dim]`, names of things as this library's texts are."""
+        names = background(self.encoder)
+        return names if self.adapter is None else self.adapter.apply(names)
+
+    @cached_property
+    def null(self) -> NullDistribution | None:
+        """Which scores mean nothing; None in an empty library."""
+        return null_distribution(
+            self.library, self.row, self.background, self.adapter, lambda: np.sort(self.index.ids)
+        )
 
     @cached_property
     def calibration(self) -> Calibration | None:
         """What scores of pictures by words mean; None in an empty library."""
-        if len(self.sample) == 0:
+        if self.null is None:
             return None
-        names = background(self.encoder)
-        if self.adapter is not None:
-            names = self.adapter.apply(names)
-        return Calibration.of(names, self.sample, len(self.index))
+        return self.null.calibration(self.background, len(self.index))
 
-    @cached_property
+    @property
     def likeness(self) -> Likeness:
         """How similar near-duplicates are."""
-        return likeness(self.sample)
+        empty = np.empty((0, self.index.dim), dtype=np.float32)
+        return likeness(empty) if self.null is None else self.null.likeness
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +180,8 @@ def _with_words(
     k: int,
 ) -> list[tuple[int, float]]:
     """Return both rankings as one, each answer with its similarity."""
-    ids = [id_ for id_, _ in (*ranked, *words)]
+    # Of what words found it need not be asked whether they could.
+    ids = {id_ for id_, _ in ranked}.difference(id_ for id_, _ in words)
     fused = hybrid.fuse_words(ranked, words, k, described=state.catalog.described(ids))
     lacking = np.setdiff1d([id_ for id_, _ in fused], [id_ for id_, _ in ranked])
     scores = dict(ranked)
@@ -212,6 +221,20 @@ def answer(
         QueryError: the parts cancel each other out.
         IndexFileError: as from `VectorIndex.search`.
     """
+    if second is not None:
+        # Which may take its time; the catalog is not held that long.
+        return _answer(state, question, vectors, wanted, second)
+    with state.catalog.at_once():
+        return _answer(state, question, vectors, wanted, None)
+
+
+def _answer(
+    state: State,
+    question: Question,
+    vectors: NDArray[np.float32],
+    wanted: Wanted,
+    second: SecondStage | None,
+) -> Answer:
     among = None if wanted.filter is None else state.matching(wanted.filter, wanted.target)
     considered = len(state.index) if among is None else len(among)
     if considered == 0:
@@ -233,7 +256,7 @@ def answer(
         ranked = question.search(state.index, vectors, asked, among, calibration)
         if with_words:
             ranked = _with_words(state, vectors, ranked, words, asked)
-        hits, nearest = _looked_up(state, wanted.target, ranked), None
+        hits, nearest = _looked_up(state, wanted, ranked, second.depth if second else 0), None
         if wanted.target is Target.IMAGES and (calibration or wanted.group or wanted.diversity):
             named = {id_ for id_, score in words if score == math.inf}
             hits, nearest = _shown(
@@ -270,29 +293,65 @@ def answer_many(
     answers = []
     for i, question in enumerate(questions):
         pairs = zip(found.ids[i].tolist(), found.scores[i].tolist(), strict=True)
-        hits = _looked_up(state, wanted.target, [pair for pair in pairs if pair[0] >= 0])
+        hits = _looked_up(state, wanted, [pair for pair in pairs if pair[0] >= 0])
         if len(hits) < min(wanted.k, size):
             # A caption that two sources give counts once; a picture may be gone since.
             answers.append(answer(state, question, vectors[i : i + 1], wanted))
             continue
         known = there.issuperset(hit.id for hit in hits)
         if calibration is not None and rows is not None and known:
-            hits = _weighed(calibration, vectors[i : i + 1], hits, ids, rows)
+            told = _probabilities(calibration, vectors[i : i + 1], hits, ids, rows)
+            hits = tuple(replace(hit, match=p) for hit, p in zip(hits, told, strict=True))
         answers.append(Answer(hits, size))
     return answers
 
 
-def _weighed(
+def _probabilities(
     calibration: Calibration,
     query: NDArray[np.float32],
     hits: Sequence[Hit],
     ids: NDArray[np.int64],
     rows: NDArray[np.float32],
-) -> tuple[Hit, ...]:
-    """Return hits with their probabilities, given the vectors `rows` of ascending `ids`."""
+) -> list[float]:
+    """Return how probably each hit matches, given the vectors `rows` of ascending `ids`."""
     own = rows[np.searchsorted(ids, [hit.id for hit in hits])]
-    match = calibration.match(query, np.array([hit.score for hit in hits]), own)
-    return tuple(replace(hit, match=p) for hit, p in zip(hits, match.tolist(), strict=True))
+    told: list[float] = calibration.match(query, np.array([h.score for h in hits]), own).tolist()
+    return told
+
+
+class _Weighing:
+    """Says how probably hits match a question, of each once."""
+
+    def __init__(
+        self,
+        question: Question,
+        query: NDArray[np.float32],
+        calibration: Calibration | None,
+        named: set[int],
+        ids: NDArray[np.int64],
+        rows: NDArray[np.float32],
+    ) -> None:
+        self._of_logic = question.expression is not None
+        self._query = query
+        self._calibration = calibration
+        self._named = named
+        self._ids = ids
+        self._rows = rows
+        self._known: dict[int, float] = {}
+
+    def __call__(self, hits: Sequence[Hit]) -> list[Hit]:
+        """Return hits with their probabilities, where any are known."""
+        calibration, known = self._calibration, self._known
+        if calibration is None:
+            return list(hits)
+        new = [hit for hit in hits if hit.id not in known]
+        if self._of_logic:  # whose scores are probabilities already
+            known.update((hit.id, hit.score) for hit in new)
+        elif new:
+            told = _probabilities(calibration, self._query, new, self._ids, self._rows)
+            for hit, match in zip(new, told, strict=True):
+                known[hit.id] = 1.0 if hit.id in self._named else match
+        return [replace(hit, match=known[hit.id]) for hit in hits]
 
 
 def _shown(
@@ -309,32 +368,28 @@ def _shown(
 
     What is `named` by the question matches for certain.
     """
+    kept, cut = list(hits), None if calibration is None else wanted.cut
+    if cut is None:
+        kept = _sorted(state, wanted, kept)
     # What is neither compared with other answers nor shown needs no vector.
-    near = hits if wanted.deep or second else hits[: max(wanted.k, FIRST)]
+    compared = (
+        second is not None or wanted.group or wanted.diversity or (wanted.sort and cut is not None)
+    )
+    near = kept if compared else kept[: max(wanted.k, FIRST)]
     ids, found = state.vectors(np.array([hit.id for hit in near], dtype=np.int64))
     if not set(ids.tolist()).issuperset(hit.id for hit in near):
         # Vectors that another run is replacing: the order is known, and no more.
-        kept = _reranked(second, _sorted(state, wanted, list(hits)), named)
+        kept = _reranked(second, _sorted(state, wanted, kept), named)
         return _numbered(kept[: wanted.k]), None
-
-    def weighed(some: Sequence[Hit]) -> list[Hit]:
-        if calibration is None or not some:
-            return list(some)
-        if question.expression is not None:  # whose scores are probabilities already
-            return [replace(hit, match=hit.score) for hit in some]
-        told = _weighed(calibration, query, some, ids, found)
-        return [replace(hit, match=1.0) if hit.id in named else hit for hit in told]
-
-    if wanted.cut is not None and hits and calibration is not None:
+    weighed = _Weighing(question, query, calibration, named, ids, found)
+    if cut is not None and hits:
         # Nobody looks at more than a few of what does not match.
         best = max(weighed(hits[:FIRST]), key=lambda hit: hit.match or 0.0)
-        if (best.match or 0.0) < wanted.cut:
+        if (best.match or 0.0) < cut:
             return (), best
-    kept = list(hits)
-    if wanted.sort is not None:
-        if wanted.cut is not None and calibration is not None:
-            kept = [hit for hit in weighed(kept) if (hit.match or 0.0) >= (wanted.cut or 0.0)]
-        kept = _sorted(state, wanted, kept)
+        if wanted.sort is not None:
+            kept = [hit for hit in weighed(kept) if (hit.match or 0.0) >= cut]
+            kept = _sorted(state, wanted, kept)
     kept = _reranked(second, kept, named)
     if kept and (wanted.group or wanted.diversity):
         kept = _apart(state, wanted, kept, found[np.searchsorted(ids, [hit.id for hit in kept])])
@@ -386,6 +441,16 @@ def _numbered(hits: Sequence[Hit]) -> tuple[Hit, ...]:
     return tuple(replace(hit, rank=rank) for rank, hit in enumerate(hits, 1))
 
 
-def _looked_up(state: State, target: Target, ranked: list[tuple[int, float]]) -> tuple[Hit, ...]:
-    look_up = state.catalog.file_hits if target is Target.IMAGES else state.catalog.caption_hits
-    return look_up(ranked)
+def _looked_up(
+    state: State, wanted: Wanted, ranked: list[tuple[int, float]], depth: int = 0
+) -> tuple[Hit, ...]:
+    """Return hits in the order of a ranking: as many of the first as are needed, at least.
+
+    `depth` of them are read by the second stage.
+    """
+    images = wanted.target is Target.IMAGES
+    look_up = state.catalog.file_hits if images else state.catalog.caption_hits
+    first = ranked if wanted.deep else ranked[: max(wanted.k, FIRST, depth)]
+    hits = look_up(first)
+    # A picture that is gone since gives way to the next.
+    return hits if len(hits) == len(first) else look_up(ranked)

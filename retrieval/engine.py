@@ -465,7 +465,7 @@ class SearchEngine:
             # Made from vectors that a change of model dropped meanwhile, it may lack some.
             if self.library.catalog.library().encoder_id == row.encoder_id:
                 index = self._placed(target, index)
-                return State(self.library.catalog, row, self.encoder, index, adapter)
+                return State(self.library, row, self.encoder, index, adapter)
 
     def _placed(self, target: Target, index: VectorIndex) -> VectorIndex:
         """Return the index where its vectors shall be compared; the one before gives its GPU back.
@@ -489,7 +489,7 @@ class SearchEngine:
             self.check(row)
             index = self._placed(target, self.library.build_index(target, row, train=False))
             adapter = self.library.adapter(row)
-            state = State(self.library.catalog, row, self.encoder, index, adapter)
+            state = State(self.library, row, self.encoder, index, adapter)
             self._states[target] = state
             return state
 

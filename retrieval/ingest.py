@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmsearch.errors import MediaError, ModelMismatch, SourceError, quoted
+from mmsearch.retrieval import null_distribution
 from mmsearch.retrieval.containers import is_there
 from mmsearch.retrieval.embedding import Embedded, Progress, embed_captions, embed_files
 from mmsearch.retrieval.encoders import DEFAULT_MODEL, Encoder, load_encoder
@@ -269,7 +270,10 @@ class Run:
         )
 
     def finish(self) -> None:
-        """Write the index files, and count."""
+        """Write the index files, and what else the first question needs, and count."""
+        null_distribution.prepare(
+            self.library, self.encoder, lambda names: self.progress(Progress("names", 0, names))
+        )
         self.progress(Progress("index", 0, 1))
         self.library.refresh_indexes(
             lambda stage, done, total: self.progress(Progress(stage, done, total))

@@ -4,6 +4,7 @@
       .mmsearch/                the library's folder
         catalog.sqlite          the truth
         index/images-7-9f3c21aa.faiss     derived; named after the catalog's state
+        index/null-distribution           derived; see `null_distribution`
         regions.sqlite          derived; what rerankers are spared, see `RegionStore`
         lock                    held by the one process that indexes
 
@@ -93,6 +94,11 @@ class Library:
             folder = _make_folder(root)
         catalog = Catalog.create(folder / CATALOG, root=None if folder.parent == root else root)
         return cls(root, folder, catalog)
+
+    @property
+    def null_file(self) -> Path:
+        """Where `null_distribution` keeps what scores mean nothing here."""
+        return self.folder / "index" / "null-distribution"
 
     @property
     def model(self) -> str | None:

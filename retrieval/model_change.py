@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmsearch.errors import ModelError, SourceError, quoted
+from mmsearch.retrieval import null_distribution
 from mmsearch.retrieval.containers import is_there, places_of
 from mmsearch.retrieval.embedding import Embedded, Progress, embed_captions, embed_files
 from mmsearch.retrieval.encoders import Encoder, load_encoder
@@ -230,6 +231,9 @@ class _Change:
             for problem, file in self.damaged:
                 transaction.put_problem(problem, file.size, file.mtime_ns)
         self.report.switched = True
+        null_distribution.prepare(
+            self.library, self.encoder, lambda names: self.progress(Progress("names", 0, names))
+        )
         self.progress(Progress("index", 0, 1))
         self.library.refresh_indexes(
             lambda stage, done, total: self.progress(Progress(stage, done, total))

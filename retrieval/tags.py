@@ -122,12 +122,19 @@ class Tagger:
         ]
 
 
-def background(encoder: Encoder) -> NDArray[np.float32]:
+def background(
+    encoder: Encoder, *, embedding: Callable[[int], None] | None = None
+) -> NDArray[np.float32]:
     """Return `float32[n, dim]`, the bundled names as people ask for them: what scores mean nothing.
 
     See `calibration`; kept in the user's cache for the next time.
+
+    Args:
+        encoder: embeds them.
+        embedding: called with the number of names before they are embedded.
     """
-    return Tagger(encoder, bundled_vocabulary(), templates=("{}",)).vectors
+    names = bundled_vocabulary()
+    return Tagger(encoder, names, templates=("{}",), embedding=embedding).vectors
 
 
 def bundled_vocabulary() -> list[str]:

@@ -46,7 +46,7 @@ Enter      ask what stands in the box
 arrows     move between pictures
 s          more like this one
 +          like it: ask again, with it
--          leave it out: ask again, without it
+-          leave it out; where only pictures are asked with, look away from it
 o or Enter open it in the desktop's viewer
 y          copy its path
 ?          this help
@@ -253,11 +253,17 @@ class Browser(App[None]):
         worker = get_current_worker()
         root = self._engine.library.root
         try:
-            results = self._engine.search(
-                asked.text or None,
-                image=[root / path for path in asked.images] or None,
-                k=self._k + len(asked.left_out),
-            )
+            if asked.left_out and asked.images and not asked.text:
+                # Words have no place in a taste; with them, what is left out is only not shown.
+                results = self._engine.recommend(
+                    asked.images, asked.left_out, k=self._k, exclude_seen=False
+                )
+            else:
+                results = self._engine.search(
+                    asked.text or None,
+                    image=[root / path for path in asked.images] or None,
+                    k=self._k + len(asked.left_out),
+                )
         except (MmsearchError, OSError) as error:
             if not worker.is_cancelled:
                 self.call_from_thread(self._say, tidy(str(error)))

@@ -29,6 +29,9 @@ __all__ = ["Abilities", "Graphics", "ask_terminal", "check_extra", "drawing"]
 PATIENCE_S = 2.0
 """How long to wait for an answer. Nearly every terminal gives one at once, and then it is over."""
 
+MOST_DENSITY = 4.0
+"""That is believed: no screen is finer, and pictures grow by its square."""
+
 USUAL_CELL = (10, 20)
 """Pixels of a character cell where the terminal tells none: those of the VT340."""
 
@@ -36,12 +39,16 @@ _QUESTIONS = (
     "\x1b_Gi=31,s=1,v=1,a=q,t=d,f=24;AAAA\x1b\\"  # kitty: would you take this picture?
     "\x1b]11;?\x1b\\"  # the background's colour
     "\x1b[16t"  # pixels of a cell
+    "\x1b]1337;ReportCellSize\x07"  # iTerm2: how many of the screen's a point has
+    "\x1b[>q"  # what is your name?
     "\x1b[c"  # what are you? Every terminal answers this, and answers come in order.
 )
 _NAME = re.compile(rb"\x1b\[\?([\d;]*)c")
 _KITTY = re.compile(rb"\x1b_Gi=31;OK\x1b\\")
 _BACKGROUND = re.compile(rb"\x1b\]11;rgb:([0-9a-fA-F]+)/([0-9a-fA-F]+)/([0-9a-fA-F]+)")
 _CELL = re.compile(rb"\x1b\[6;(\d+);(\d+)t")
+_DENSITY = re.compile(rb"\x1b\]1337;ReportCellSize=[\d.]+;[\d.]+;(\d+(?:\.\d+)?)")
+_ITERM2 = re.compile(rb"\x1bP>\|iTerm2 \d")
 _SIXEL = b"4"
 
 
@@ -49,7 +56,10 @@ class Graphics(StrEnum):
     """How pictures get onto a terminal, see `Abilities.graphics`."""
 
     SIXEL = "sixel"
-    """Pixels in DEC's format: iTerm2, WezTerm, Konsole, foot, Windows Terminal, xterm …"""
+    """Pixels in DEC's format: WezTerm, Konsole, foot, Windows Terminal, xterm …"""
+
+    ITERM2 = "iterm2"
+    """Whole picture files by iTerm2's protocol, see `terminal_iterm2`; sixels in the browser."""
 
     KITTY = "kitty"
     """Pixels by kitty's protocol, placed by characters: kitty, Ghostty."""
@@ -69,11 +79,19 @@ class Abilities:
         graphics: the best way of drawing that works.
         cell: width and height of a character in pixels.
         background: its red, green and blue, 0 to 255.
+        density: pixels of the screen, along a line, for each of those (2 on a Retina screen), where
+            pictures can be as sharp as that.
     """
 
     graphics: Graphics
     cell: tuple[int, int] = USUAL_CELL
     background: tuple[int, int, int] = (0, 0, 0)
+    density: float = 1.0
+
+    @property
+    def drawn_cell(self) -> tuple[int, int]:
+        """Pixels of a character in a picture that is drawn."""
+        return round(self.cell[0] * self.density), round(self.cell[1] * self.density)
 
 
 def check_extra(package: str) -> None:
@@ -90,21 +108,26 @@ def ask_terminal() -> Abilities:
     """Ask the terminal on stdout what it can draw.
 
     Where both are offered, sixels are taken: WezTerm and Konsole know kitty's protocol without the
-    characters that place a picture, and kitty itself knows no sixels. Without colour (`NO_COLOR`,
-    or a terminal that has none) what is left is shades, while sixels and kitty's pictures go on,
+    characters that place a picture, and kitty itself knows no sixels. iTerm2 is known by the name
+    it gives: its variables are also set within tmux, which shows none of its pictures. Without
+    colour (`NO_COLOR`, or a terminal that has none) what is left is shades, while pixels go on,
     since whoever asks for pictures has asked for their colours.
     """
     plain = bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM", "") in {"", "dumb"}
     fallback = Graphics.SHADES if plain and os.name == "posix" else Graphics.BLOCKS
     answer = _answer()
     name = _NAME.search(answer)
-    graphics = fallback
-    if name and _SIXEL in name[1].split(b";"):
+    graphics, density = fallback, 1.0
+    if _ITERM2.search(answer):
+        graphics = Graphics.ITERM2
+        told = _DENSITY.search(answer)
+        density = min(max(float(told[1]), 1.0), MOST_DENSITY) if told else 1.0
+    elif name and _SIXEL in name[1].split(b";"):
         graphics = Graphics.SIXEL
     elif _KITTY.search(answer) and os.environ.get("TERM_PROGRAM") != "WarpTerminal":
         # Warp says yes, and then shows the placing characters.
         graphics = Graphics.KITTY
-    return Abilities(graphics, _cell_size(answer), _background(answer))
+    return Abilities(graphics, _cell_size(answer), _background(answer), density)
 
 
 def drawing(abilities: Abilities) -> tuple[Any, Any]:
@@ -123,6 +146,10 @@ def drawing(abilities: Abilities) -> tuple[Any, Any]:
             Graphics.BLOCKS: ("halfcell", "widget", "HalfcellImage"),
             Graphics.SHADES: ("unicode", "widget", "UnicodeImage"),
         }
+        if abilities.graphics is Graphics.ITERM2:
+            from mmsearch.retrieval.terminal_iterm2 import InlineImage
+
+            return InlineImage, import_module("textual_image.widget.sixel").Image
         renderable, widget, name = names[abilities.graphics]
         return (
             import_module(f"textual_image.renderable.{renderable}").Image,

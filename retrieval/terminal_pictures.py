@@ -54,9 +54,9 @@ def print_pictures(results: Results, abilities: Abilities | None = None) -> None
     box = columns, min(rows, max(1, window.lines - LABEL_ROWS))
     hits = iter(results.hits)
     while line := list(islice(hits, across)):
-        shown = [_shown(results, hit, box, able.cell) for hit in line]
+        shown = [_shown(results, hit, box, able.drawn_cell) for hit in line]
         pictures = [picture for picture, _ in shown]
-        if able.graphics in {Graphics.KITTY, Graphics.SIXEL}:
+        if able.graphics in {Graphics.KITTY, Graphics.SIXEL, Graphics.ITERM2}:
             _print_strip(console, pictures, box, able, renderable)
         else:
             _print_cells(console, pictures, box, able, renderable)
@@ -117,18 +117,18 @@ def _print_strip(
     """Print a line of pictures as one: Rich cannot set drawn pixels beside one another."""
     from PIL import Image
 
-    width = len(pictures) * (box[0] + GAP) - GAP
-    ground = (*able.background, 0) if able.graphics is Graphics.KITTY else able.background
+    width, cell = len(pictures) * (box[0] + GAP) - GAP, able.drawn_cell
+    clear = able.graphics is not Graphics.SIXEL
     strip = Image.new(
-        "RGBA" if able.graphics is Graphics.KITTY else "RGB",
-        (width * able.cell[0], box[1] * able.cell[1]),
-        ground,
+        "RGBA" if clear else "RGB",
+        (width * cell[0], box[1] * cell[1]),
+        (*able.background, 0) if clear else able.background,
     )
     for place, picture in enumerate(pictures):
         if picture is not None:
-            covered = fitted(picture.size, box, able.cell)
-            pixels = picture.resize((covered[0] * able.cell[0], covered[1] * able.cell[1]))
-            left = place * (box[0] + GAP) * able.cell[0]
+            covered = fitted(picture.size, box, cell)
+            pixels = picture.resize((covered[0] * cell[0], covered[1] * cell[1]))
+            left = place * (box[0] + GAP) * cell[0]
             strip.paste(pixels, (left, strip.height - pixels.height))
     console.print(renderable(strip, width=width, height=box[1]), crop=False, end="")
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -104,9 +105,21 @@ def photos(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def _names_of_compact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("names")
+
+
 @pytest.fixture(autouse=True)
-def _own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep the user's own data and state directories out of every test."""
+def _own_home(
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    _names_of_compact: Path,
+) -> Iterator[None]:
+    """Keep the user's own data and state directories out of every test.
+
+    What is passed on is the bundled encoder's vectors of the background, a second's work each time.
+    """
     home = tmp_path_factory.mktemp("home")
     folders = ("XDG_CACHE_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME", "LOCALAPPDATA")
     for name in ("HOME", "USERPROFILE", *folders):
@@ -114,3 +127,10 @@ def _own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     for name in ("MMSEARCH_CACHE", "MMSEARCH_LIBRARY"):
         monkeypatch.delenv(name, raising=False)
     assert os.environ["HOME"] == str(home)
+    cached = home / "mmsearch" / "tags"
+    cached.mkdir(parents=True)
+    for kept in _names_of_compact.iterdir():
+        shutil.copyfile(kept, cached / kept.name)
+    yield
+    for made in cached.glob("compact*.npy"):
+        shutil.copyfile(made, _names_of_compact / made.name)

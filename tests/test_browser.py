@@ -184,6 +184,30 @@ def test_likes_and_dislikes_refine_the_answer(library: Path) -> None:
     drive(library, steps, engine=engine)
 
 
+def test_what_is_left_out_pushes_away_where_pictures_are_asked_with(library: Path) -> None:
+    engine = SearchEngine(Library.open(library), ColourEncoder())
+    like, dislike = "trip/blue.jpg", "trip/black.jpg"
+    expected = engine.recommend([like], [dislike], k=30, exclude_seen=False)
+    only_left_out = [hit.path for hit in engine.search(image=library / like, k=30).hits]
+    only_left_out.remove(dislike)
+
+    async def steps(browser: Browser, pilot: Pilot[None]) -> None:
+        await ask(browser, pilot, "red")
+        browser._choose(paths(browser).index(like))
+        await pilot.press("s")
+        await settled(browser, pilot)
+        browser._choose(paths(browser).index(dislike))
+        await pilot.press("minus")
+        await settled(browser, pilot)
+        assert paths(browser) == [hit.path for hit in expected.hits]
+        assert sorted(paths(browser)) == sorted(only_left_out)
+        assert paths(browser)[0] == like
+        assert paths(browser) != only_left_out
+        assert "like blue.jpg, 1 left out" in said(browser)
+
+    drive(library, steps, engine=engine)
+
+
 def test_left_out_ones_make_room_for_others(library: Path) -> None:
     async def steps(browser: Browser, pilot: Pilot[None]) -> None:
         await ask(browser, pilot, "red")

@@ -22,7 +22,11 @@ from mmsearch.retrieval import reading
 from mmsearch.retrieval.ingest import IndexReport, index
 from mmsearch.retrieval.library import Library
 from mmsearch.retrieval.schema import Target
+from mmsearch.retrieval.tags import bundled_vocabulary
 from tests.conftest import COLOURS, ColourEncoder, draw
+
+NAMES = len(bundled_vocabulary())
+"""Texts that the first run embeds beside captions, for what scores mean."""
 
 
 class InterruptedEncoder(ColourEncoder):
@@ -205,13 +209,13 @@ def test_captions_from_sidecars_follow_their_files(photos: Path, encoder: Colour
     (photos / "red.txt").write_text("a red wall\nbricks, all red\n")
     (photos / "trip/blue.jpg.json").write_text('{"description": "a blue sky"}')
     assert index(photos, model=encoder).captions == 3
-    assert encoder.embedded_texts == 3
+    assert encoder.embedded_texts == 3 + NAMES
     assert encoder.prepared == 6
 
     (photos / "red.txt").write_text("a red wall\na red door\n")
     report = index(photos, model=encoder)
     assert (counts(report), report.captions) == ((0, 0, 6, 0, 0), 3)
-    assert (encoder.prepared, encoder.embedded_texts) == (6, 4)
+    assert (encoder.prepared, encoder.embedded_texts) == (6, 4 + NAMES)
     with mmsearch.open(photos, model=encoder) as engine:
         found = engine.search(image=photos / "red.jpg", to="captions", k=2).hits
         assert {hit.caption for hit in found} == {"a red wall", "a red door"}
@@ -238,7 +242,7 @@ def test_captions_file_is_synchronised_and_survives_runs_without_it(
     assert index(photos, model=encoder).captions == 4
     pairs.write_text("path\tcaption\nred.jpg\ta red thing\n")
     assert index(photos, model=encoder, captions=pairs).captions == 1
-    assert encoder.embedded_texts == 4
+    assert encoder.embedded_texts == 4 + NAMES
 
 
 def test_interrupted_run_continues_to_the_same_catalog(
@@ -410,9 +414,14 @@ def test_progress_reaches_its_total(photos: Path, encoder: ColourEncoder) -> Non
     seen = []
     index(photos, model=encoder, progress=seen.append)
     stages = [progress.stage for progress in seen]
-    assert sorted(set(stages), key=stages.index) == ["scan", "pictures", "captions", "index"]
+    once = ["scan", "pictures", "captions", "names", "index"]
+    assert sorted(set(stages), key=stages.index) == once
     last = [progress for progress in seen if progress.stage == "pictures"][-1]
     assert (last.done, last.total) == (6, 6)
+    # Names are of the encoder, not of the library.
+    seen.clear()
+    index(photos, model=encoder, progress=seen.append)
+    assert "names" not in {progress.stage for progress in seen}
 
 
 def test_caption_search_without_captions_finds_nothing(

@@ -26,7 +26,7 @@ from mmsearch.retrieval.library import Library
 from mmsearch.retrieval.model_change import cancel, drop_old, migrate
 from tests.conftest import ColourEncoder, draw
 from tests.test_cli import MMSEARCH, json_of, many_photos, run
-from tests.test_ingest import InterruptedEncoder, rows
+from tests.test_ingest import NAMES, InterruptedEncoder, rows
 
 
 class Named(ColourEncoder):
@@ -72,7 +72,7 @@ def test_everything_is_embedded_and_the_old_vectors_go(
     index(photos, model=encoder)
     newer = ColourEncoder("2")
     report = migrate(photos, model=newer)
-    assert (newer.embedded_images, newer.embedded_texts) == (6, 1)
+    assert (newer.embedded_images, newer.embedded_texts) == (6, 1 + NAMES)
     assert (report.model, report.before, report.switched) == ("colour@2", "colour@1", True)
     assert (report.embedded, report.files, report.kept) == (6, 6, 0)
     assert [row.spec.label for row in encoders(photos)] == ["colour@2"]

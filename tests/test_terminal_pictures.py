@@ -29,6 +29,10 @@ QUESTION = b"\x1b[c"
 PLAIN = b"\x1b[?62;22c"
 SIXEL = b"\x1b]11;rgb:ffff/8080/0000\x1b\\\x1b[6;20;10t\x1b[?62;4;22c"
 KITTY = b"\x1b_Gi=31;OK\x1b\\\x1b]11;rgb:ff/ff/ff\x1b\\\x1b[6;20;10t\x1b[?62c"
+ITERM2 = (
+    b"\x1b_Gi=31;OK\x1b\\\x1b]11;rgb:ffff/ffff/ffff\x1b\\\x1b[6;20;10t"
+    b"\x1b]1337;ReportCellSize=20.00;10.00;2.0\x1b\\\x1bP>|iTerm2 3.5.10\x1b\\\x1b[?64;1;4;22c"
+)
 COLOUR = {"TERM": "xterm-256color", "COLORTERM": "truecolor", "NO_COLOR": ""}
 
 
@@ -180,6 +184,32 @@ def test_kitty_gets_png_and_the_characters_that_place_it(library: Path, no_color
         assert f"\x1b[{colour}\U0010eeee" in seen.shown
 
 
+def test_iterm2_gets_whole_files_as_sharp_as_the_screen(library: Path) -> None:
+    seen = on_terminal(library, answer=ITERM2)
+    assert seen.code == 0
+    assert seen.left == b""
+    found = re.findall(r"\x1b7\x1b\[9A\x1b\]1337;File=([^:]*):([^\x07]*)\x07\x1b8", seen.shown)
+    assert len(found) == 2
+    shapes = []
+    for told, data in found:
+        raw = base64.b64decode(data, validate=True)
+        keys = dict(pair.split("=") for pair in told.split(";"))
+        assert keys.items() >= {"inline": "1", "preserveAspectRatio": "0"}.items()
+        assert keys["size"] == str(len(raw))
+        shapes.append((keys["width"], keys["height"]))
+        picture = Image.open(io.BytesIO(raw))
+        assert (picture.format, picture.mode) == ("PNG", "RGBA")
+        # Twice the cells of 10 by 20 that the terminal told.
+        assert picture.size == (20 * int(keys["width"]), 40 * int(keys["height"]))
+    assert shapes == [("79", "9"), ("25", "9")]
+    # The gaps let the terminal's own colour through, the picture does not.
+    first = Image.open(io.BytesIO(base64.b64decode(found[0][1])))
+    assert first.getpixel((25 * 20 + 20, 300))[3] == 0
+    assert first.getpixel((100, 300))[3] == 255
+    assert "\x1bP" not in seen.shown
+    assert "wide.jpg" in seen.text
+
+
 def test_without_colour_it_is_shades(library: Path) -> None:
     for environment in ({"NO_COLOR": "1"}, {"TERM": "dumb"}):
         seen = on_terminal(library, answer=PLAIN, **environment)
@@ -213,6 +243,15 @@ def test_answers_are_understood(monkeypatch: pytest.MonkeyPatch) -> None:
     # WezTerm and Konsole say yes to both.
     both = b"\x1b_Gi=31;OK\x1b\\" + SIXEL
     assert answers(both, monkeypatch).graphics is Graphics.SIXEL
+    iterm2 = Abilities(Graphics.ITERM2, (10, 20), (255, 255, 255), 2.0)
+    assert answers(ITERM2, monkeypatch) == iterm2
+    # Within tmux its variables are set, and it is tmux that answers.
+    tmux = ITERM2.replace(b"iTerm2 3.5.10", b"tmux 3.4")
+    within = answers(tmux, monkeypatch, TERM_PROGRAM="iTerm.app", LC_TERMINAL="iTerm2")
+    assert within.graphics is Graphics.SIXEL
+    assert within.density == 1
+    older = re.sub(rb"\x1b\]1337[^\\]*\\", b"", ITERM2)
+    assert answers(older, monkeypatch).drawn_cell == (10, 20)
     # 4 is sixels; 64 and 14 are not.
     assert answers(b"\x1b[?64;14c", monkeypatch).graphics is Graphics.BLOCKS
     warp = answers(KITTY, monkeypatch, TERM_PROGRAM="WarpTerminal")

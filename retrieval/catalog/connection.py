@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import create_engine, event, exc
 from sqlalchemy.pool import QueuePool
@@ -18,7 +18,9 @@ from mmsearch.retrieval.catalog import functions
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
 
-__all__ = ["as_mmsearch_errors", "read_only_engine", "sqlite_engine"]
+    Parameters = Sequence[Any] | Mapping[str, Any]
+
+__all__ = ["as_mmsearch_errors", "fetched", "read_only_engine", "sqlite_engine"]
 
 BUSY_TIMEOUT_S = 10.0
 """How long a statement waits for another process's transaction, which lasts milliseconds."""
@@ -79,13 +81,27 @@ def read_only_engine(path: Path) -> Engine:
     return engine
 
 
+def fetched(
+    connection: Connection, statement: str, parameters: Parameters = ()
+) -> list[tuple[Any, ...]]:
+    """Return the rows of a statement that never changes, past SQLAlchemy.
+
+    What every question asks takes SQLite less time than SQLAlchemy takes to hand it on, each row
+    included. It happens in the connection's transaction, and errors are the driver's.
+    """
+    driver: Any = connection.connection.driver_connection
+    rows: list[tuple[Any, ...]] = driver.execute(statement, parameters).fetchall()
+    return rows
+
+
 @contextmanager
 def as_mmsearch_errors(path: Path) -> Iterator[None]:
     """Turn SQLite's own words into an instruction."""
     try:
         yield
-    except exc.DBAPIError as error:
-        words = str(error.orig).lower()
+    except (exc.DBAPIError, sqlite3.Error) as error:
+        cause = error.orig if isinstance(error, exc.DBAPIError) else error
+        words = str(cause).lower()
         if "locked" in words or "busy" in words:
             raise LibraryLocked(
                 f"The catalog {path} is in use by another process. Wait for it to finish, then "
@@ -98,7 +114,7 @@ def as_mmsearch_errors(path: Path) -> Iterator[None]:
             ) from error
         if "readonly" in words or "read-only" in words or "unable to open" in words:
             raise StorageError(
-                f"The catalog {path} cannot be written or opened: {error.orig}. Check the "
+                f"The catalog {path} cannot be written or opened: {cause}. Check the "
                 "permissions of its folder."
             ) from error
         if "disk i/o" in words:
@@ -109,10 +125,10 @@ def as_mmsearch_errors(path: Path) -> Iterator[None]:
             ) from error
         if "malformed" in words or "not a database" in words:
             raise StorageError(
-                f"The catalog {path} is damaged ({error.orig}). Restore it from a backup, or move "
+                f"The catalog {path} is damaged ({cause}). Restore it from a backup, or move "
                 "its folder aside and run mmsearch index again; the pictures are untouched."
             ) from error
         raise StorageError(
-            f"The catalog {path} refused a statement ({error.orig}). If it is no catalog of "
+            f"The catalog {path} refused a statement ({cause}). If it is no catalog of "
             "mmsearch, move it out of the way; otherwise please report this."
         ) from error

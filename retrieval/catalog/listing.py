@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -49,16 +50,13 @@ def in_order(
         statement = statement.join_from(tables.caption, tables.file)
     if filter_ is not None:
         statement = statement.where(clause(filter_, target))
-    many = ids is not None and len(ids) > tables.PARAMETERS_PER_STATEMENT
-    if ids is not None and not many:
-        statement = statement.where(id_.in_(ids.tolist()))
+    if ids is not None:
+        # One text, so that the statement is the same however many there are.
+        given = func.json_each(json.dumps(ids.tolist())).table_valued("value")
+        statement = statement.where(id_.in_(select(given.c.value)))
     by = _expression(key)
     ranked = by.desc() if descending else by.asc()
     statement = statement.order_by(ranked.nulls_last(), tables.file.c.path, id_)
-    if many:
-        assert ids is not None
-        found = np.fromiter(connection.scalars(statement), dtype=np.int64)
-        return found[np.isin(found, ids)][:limit]
     return np.fromiter(connection.scalars(statement.limit(limit)), dtype=np.int64)
 
 

@@ -13,13 +13,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from threading import local
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from sqlalchemy import Column, Table, func, select
 
 from mmsearch.errors import LibraryNotFound, StorageError
-from mmsearch.retrieval.catalog import filtering, listing, migrations, tables
+from mmsearch.retrieval.catalog import filtering, listing, lookup, migrations, tables
 from mmsearch.retrieval.catalog.connection import (
     as_mmsearch_errors,
     read_only_engine,
@@ -129,6 +130,7 @@ class Catalog:
     def __init__(self, path: Path, engine: Engine) -> None:
         self.path = path
         self._engine = engine
+        self._own = local()
 
     @classmethod
     def create(cls, path: Path, *, root: Path | None = None) -> Catalog:
@@ -199,6 +201,20 @@ class Catalog:
             transaction.finish()
 
     @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Have whatever this thread reads meanwhile come from one state, in one transaction.
+
+        Besides, half of what a short statement takes is the transaction around it.
+        """
+        before = getattr(self._own, "connection", None)
+        with self._connect() as connection:
+            self._own.connection = connection
+            try:
+                yield
+            finally:
+                self._own.connection = before
+
+    @contextmanager
     def snapshot(self) -> Iterator[Snapshot]:
         """Read one state of the catalog in blocks, whatever is written meanwhile."""
         with self._connect() as connection:
@@ -245,8 +261,8 @@ class Catalog:
 
     def stamp(self) -> str:
         """Return the name of the present state: what an index file must carry to be current."""
-        with self._connect() as connection:
-            stamp: str | None = connection.scalar(select(tables.library.c.stamp))
+        with self._connect(begin=False) as connection:
+            stamp = lookup.stamp(connection)
         if stamp is None:
             raise self._unfinished()
         return stamp
@@ -357,13 +373,13 @@ class Catalog:
         self, encoder_id: int, dim: int
     ) -> tuple[NDArray[np.int64], NDArray[np.float16]]:
         """Return `int64[n]` file ids, ascending, and their `float16[n, dim]` vectors."""
-        return self._vectors(tables.file_vector, "file_id", encoder_id, dim)
+        return self._all_vectors(Target.IMAGES, encoder_id, dim)
 
     def caption_vectors(
         self, encoder_id: int, dim: int
     ) -> tuple[NDArray[np.int64], NDArray[np.float16]]:
         """Return `int64[n]` caption ids, ascending, and their `float16[n, dim]` vectors."""
-        return self._vectors(tables.caption_vector, "caption_id", encoder_id, dim)
+        return self._all_vectors(Target.CAPTIONS, encoder_id, dim)
 
     def changes(self, target: Target, since: str, row: LibraryRow) -> NDArray[np.int64] | None:
         """Return `int64[n]`, whose vectors were added, replaced or removed since a state.
@@ -396,13 +412,13 @@ class Catalog:
         self, target: Target, encoder_id: int, dim: int, ids: NDArray[np.int64]
     ) -> tuple[NDArray[np.int64], NDArray[np.float16]]:
         """Return those of the ids that have a vector, ascending, and their `float16[n, dim]`."""
-        table, id_column = _VECTORS[target]
-        parts = [
-            self._vectors(table, id_column, encoder_id, dim, part)
-            for part in tables.in_parts(np.unique(ids).tolist())
-        ] or [(np.empty(0, dtype=np.int64), np.empty((0, dim), dtype=np.float16))]
-        found, vectors = zip(*parts, strict=True)
-        return np.concatenate(found), np.concatenate(vectors)
+        with self._connect() as connection:
+            rows = lookup.vector_rows(connection, target, encoder_id, np.unique(ids).tolist())
+        found = np.array([id_ for id_, _ in rows], dtype=np.int64)
+        for id_, blob in rows:
+            self._check_length(target, id_, blob, dim)
+        vectors = np.frombuffer(bytearray().join(blob for _, blob in rows), dtype="<f2")
+        return found, vectors.reshape(len(rows), dim)
 
     def captions(self) -> list[tuple[int, int, str]]:
         """Return every caption by id: its id, its picture's id and its text."""
@@ -460,15 +476,8 @@ class Catalog:
 
     def file_hits(self, ranked: Sequence[tuple[int, float]]) -> tuple[Hit, ...]:
         """Return hits for (file id, score) pairs, in their order; files gone since are left out."""
-        file = tables.file.c
-        columns = file.id, file.path, file.taken_at, file.width, file.height
-        ids = [id_ for id_, _ in ranked]
         with self._connect() as connection:
-            rows = {
-                row.id: row
-                for part in tables.in_parts(ids)
-                for row in connection.execute(select(*columns).where(file.id.in_(part)))
-            }
+            rows = {row.id: row for row in lookup.file_rows(connection, [id_ for id_, _ in ranked])}
         found = [(rows[id_], score) for id_, score in ranked if id_ in rows]
         return tuple(
             Hit(rank, row.id, row.path, score, None, row.taken_at, row.width, row.height)
@@ -480,31 +489,19 @@ class Catalog:
 
         A text that several sources give for one picture counts once.
         """
-        file, caption = tables.file.c, tables.caption.c
-        columns = (
-            caption.id.label("caption_id"),
-            caption.text,
-            file.id,
-            file.path,
-            file.taken_at,
-            file.width,
-            file.height,
-        )
-        joined = select(*columns).join_from(tables.caption, tables.file)
-        ids = [id_ for id_, _ in ranked]
         with self._connect() as connection:
             rows = {
-                row.caption_id: row
-                for part in tables.in_parts(ids)
-                for row in connection.execute(joined.where(caption.id.in_(part)))
+                id_: (row, text)
+                for id_, text, row in lookup.caption_rows(connection, [id_ for id_, _ in ranked])
             }
-        found: dict[tuple[int, str], tuple[Any, float]] = {}
+        found: dict[tuple[int, str], tuple[lookup.FileRow, float]] = {}
         for id_, score in ranked:
             if id_ in rows:
-                found.setdefault((rows[id_].id, rows[id_].text), (rows[id_], score))
+                row, text = rows[id_]
+                found.setdefault((row.id, text), (row, score))
         return tuple(
-            Hit(rank, row.id, row.path, score, row.text, row.taken_at, row.width, row.height)
-            for rank, (row, score) in enumerate(found.values(), 1)
+            Hit(rank, row.id, row.path, score, text, row.taken_at, row.width, row.height)
+            for rank, ((_, text), (row, score)) in enumerate(found.items(), 1)
         )
 
     def words(
@@ -589,18 +586,12 @@ class Catalog:
                     logger.info("catalog %s: %s", self.path, step.__name__)
                     migrations.apply_one(connection, step)
 
-    def _vectors(
-        self,
-        table: Table,
-        id_column: str,
-        encoder_id: int,
-        dim: int,
-        ids_wanted: Sequence[int] | None = None,
+    def _all_vectors(
+        self, target: Target, encoder_id: int, dim: int
     ) -> tuple[NDArray[np.int64], NDArray[np.float16]]:
+        table, id_column = _VECTORS[target]
         key: Column[int] = table.c[id_column]
         ours = table.c.encoder_id == encoder_id
-        if ids_wanted is not None:
-            ours &= key.in_(ids_wanted)
         with self._connect() as connection:
             n = connection.scalar(select(func.count()).select_from(table).where(ours)) or 0
             ids = np.empty(n, dtype=np.int64)
@@ -608,21 +599,31 @@ class Catalog:
             statement = select(key, table.c.vector).where(ours).order_by(key)
             rows = connection.execution_options(yield_per=4096).execute(statement)
             for i, (id_, blob) in enumerate(rows):
-                if len(blob) != 2 * dim:
-                    raise StorageError(
-                        f"The catalog {self.path} is damaged: the vector of {id_column} {id_} has "
-                        f"{len(blob)} bytes, {2 * dim} were expected. Delete the library's folder "
-                        "and index again."
-                    )
+                self._check_length(target, id_, blob, dim)
                 ids[i] = id_
                 vectors[i] = np.frombuffer(blob, dtype="<f2")
         return ids, vectors
 
+    def _check_length(self, target: Target, id_: int, vector: bytes, dim: int) -> None:
+        if len(vector) != 2 * dim:
+            raise StorageError(
+                f"The catalog {self.path} is damaged: the vector of {_VECTORS[target][1]} {id_} "
+                f"has {len(vector)} bytes, {2 * dim} were expected. Delete the library's folder "
+                "and index again."
+            )
+
     @contextmanager
-    def _connect(self, *, immediate: bool = False) -> Iterator[Connection]:
-        with (
-            as_mmsearch_errors(self.path),
-            self._engine.connect() as connection,
-            connection.execution_options(immediate=immediate).begin(),
-        ):
-            yield connection
+    def _connect(self, *, immediate: bool = False, begin: bool = True) -> Iterator[Connection]:
+        """Give a connection in a transaction; one `fetched` statement needs none to `begin`."""
+        shared: Connection | None = getattr(self._own, "connection", None)
+        if shared is not None and not immediate:
+            yield shared
+            return
+        with as_mmsearch_errors(self.path), self._engine.connect() as connection:
+            if immediate:
+                connection = connection.execution_options(immediate=True)
+            if not begin:
+                yield connection
+                return
+            with connection.begin():
+                yield connection

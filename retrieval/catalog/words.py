@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from sqlalchemy import text as sql
 
+from mmsearch.retrieval.catalog.connection import fetched
 from mmsearch.retrieval.schema import Target
 
 if TYPE_CHECKING:
@@ -177,24 +178,26 @@ def find_words(
         asked: any text; nothing in it is syntax.
         target: pictures by all their words, or captions by theirs.
         limit: at most so many.
-        among: `int64[n]`, the ids to choose from; all where not given.
+        among: `int64[n]`, ascending, the ids to choose from; all where not given.
     """
     terms = query_terms(asked)
     pictures = target is Target.IMAGES
     named = _named(connection, asked) if pictures else []
     scores = dict.fromkeys(named, EXACT_NAME)
-    parts = {"caption_word": _expression(connection, "caption_word", terms)}
+    in_captions, in_files = _matches(connection, terms, files=pictures)
+    parts = {"caption_word": _expression(in_captions, terms)}
     if pictures:
-        parts["file_word"] = _expression(connection, "file_word", terms, legible(asked))
+        parts["file_word"] = _expression(in_files, terms, legible(asked))
     if set(parts.values()) != {NOTHING}:
         # Of all that match those are taken that may be chosen: the best may all be forbidden.
         many = -1 if among is not None else limit
         most = {"limit": many, "captions": many * CAPTIONS_EACH if pictures else many}
-        for id_, score in connection.execute(_PICTURES if pictures else _CAPTIONS, parts | most):
+        statement = _PICTURES if pictures else _CAPTIONS
+        for id_, score in fetched(connection, statement, parts | most):
             scores.setdefault(id_, score)
     if among is not None:
         ids = np.fromiter(scores, np.int64, len(scores))
-        allowed = ids[np.isin(ids, among)].tolist()
+        allowed = ids[_among(ids, among)].tolist()
         return [(id_, scores[id_]) for id_ in allowed[:limit]]
     return list(scores.items())[:limit]
 
@@ -205,12 +208,8 @@ def described(connection: Connection, ids: Collection[int]) -> set[int]:
     What a question's words do not find among these is told apart by that; of another picture
     (`IMG_2041.jpg`) they say nothing.
     """
-    numbers = {"ids": json.dumps(list(ids))}
-    found = set(connection.scalars(_CAPTIONED, numbers))
-    for id_, path in connection.execute(_PATHS, numbers):
-        if id_ not in found and _tells(legible(os.fsdecode(path))):
-            found.add(id_)
-    return found
+    rows = fetched(connection, _DESCRIBED, (json.dumps(list(ids)),))
+    return {id_ for id_, path, captioned in rows if captioned or _tells(legible(os.fsdecode(path)))}
 
 
 def _tells(path: str) -> bool:
@@ -269,23 +268,42 @@ def _plain(text: str) -> list[str]:
     return _RUN.findall("".join(c for c in apart if not unicodedata.combining(c)).casefold())
 
 
-def _expression(connection: Connection, table: str, terms: list[str], whole: str = "") -> str:
+def _matches(
+    connection: Connection, terms: list[str], *, files: bool
+) -> tuple[dict[str, int], dict[str, int]]:
+    """Return in how many captions, and how many names of files (where asked for), each term is.
+
+    Nobody counts further than one beyond `MOST_MATCHES`.
+    """
+    quoted = {_quoted(term): term for term in terms}
+    asked = {"terms": json.dumps(list(quoted)), "n": MOST_MATCHES + 1}
+    rows = fetched(connection, _COUNTS if files else _CAPTION_COUNTS, asked)
+    return (
+        {quoted[term]: n for term, n, _ in rows},
+        {quoted[term]: n for term, _, n in rows},
+    )
+
+
+def _expression(found: dict[str, int], terms: list[str], whole: str = "") -> str:
     """Return an expression of FTS5 for any of the terms, and for all of a text in one piece.
 
     Terms are taken from the rarest on, at least one, as long as few enough rows match them.
     """
-    count = sql(f"SELECT count(*) FROM (SELECT 1 FROM {table} WHERE {table} MATCH :term LIMIT :n)")
-    most = MOST_MATCHES + 1
-    found = {
-        term: connection.scalar(count, {"term": _quoted(term), "n": most}) or 0 for term in terms
-    }
     there = sorted((term for term in terms if found[term]), key=lambda term: found[term])
     if not there:
         return NOTHING
     total = np.cumsum([found[term] for term in there])
-    taken = there[: max(1, int(np.searchsorted(total, most)))]
+    taken = there[: max(1, int(np.searchsorted(total, MOST_MATCHES + 1)))]
     phrase = len(taken) == len(terms) > 1 and whole
     return " OR ".join(_quoted(term) for term in [*taken, *([whole] if phrase else [])])
+
+
+def _among(ids: NDArray[np.int64], allowed: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Say which of a few ids are among many ascending ones, which `np.isin` would sort."""
+    places = np.searchsorted(allowed, ids)
+    there: NDArray[np.bool_] = places < len(allowed)
+    there[there] = allowed[places[there]] == ids[there]
+    return there
 
 
 def _named(connection: Connection, asked: str) -> list[int]:
@@ -298,7 +316,7 @@ def _named(connection: Connection, asked: str) -> list[int]:
     expression = " OR ".join(f"key : {_quoted(key)}" for key in sorted(keys))
     wanted, above = _plain(name), [_plain(folder) for folder in folders]
     found = []
-    for id_, stored in connection.execute(_BY_KEY, {"key": expression}):
+    for id_, stored in fetched(connection, _BY_KEY, (expression,)):
         path = legible(os.fsdecode(stored))
         *there, own = path.split("/")
         if wanted not in (_plain(own), _plain(_stem(own))):
@@ -322,28 +340,35 @@ _INSERT_FILE = sql(
     "INSERT INTO file_word (rowid, key, name, folder, facts) "
     "VALUES (:id, :key, :name, :folder, :facts)"
 )
-_BY_KEY = sql(
+_BY_KEY = (
     "SELECT file.id, file.path FROM file_word JOIN file ON file.id = file_word.rowid "
-    "WHERE file_word MATCH :key"
+    "WHERE file_word MATCH ?"
 )
-_CAPTIONED = sql(
-    "SELECT DISTINCT file_id FROM caption WHERE file_id IN (SELECT value FROM json_each(:ids))"
-)
-_PATHS = sql("SELECT id, path FROM file WHERE id IN (SELECT value FROM json_each(:ids))")
-_CAPTIONS = sql(
-    "SELECT rowid, -rank AS score FROM caption_word WHERE caption_word MATCH :caption_word "
-    "ORDER BY score DESC, rowid LIMIT :limit"
-)
-_PICTURES = sql(
-    f"""
-    SELECT id, sum(score) AS score FROM (
-        SELECT rowid AS id, -rank AS score FROM file_word
-        WHERE file_word MATCH :file_word AND rank MATCH '{COLUMN_WEIGHTS}'
-        UNION ALL
-        SELECT file_id, max(score) FROM (
-            SELECT rowid, -rank AS score FROM caption_word
-            WHERE caption_word MATCH :caption_word ORDER BY rank LIMIT :captions
-        ) AS found JOIN caption ON caption.id = found.rowid GROUP BY file_id
-    ) GROUP BY id ORDER BY score DESC, id LIMIT :limit
-    """
-)
+_DESCRIBED = """
+SELECT id, path, EXISTS (SELECT 1 FROM caption WHERE file_id = file.id) FROM file
+WHERE id IN (SELECT value FROM json_each(?))
+"""
+_COUNT = "(SELECT count(*) FROM (SELECT 1 FROM {0} WHERE {0} MATCH term.value LIMIT :n))"
+_CAPTION_COUNTS = f"""
+SELECT term.value, {_COUNT.format("caption_word")}, 0 FROM json_each(:terms) AS term
+"""
+_COUNTS = f"""
+SELECT term.value, {_COUNT.format("caption_word")}, {_COUNT.format("file_word")}
+FROM json_each(:terms) AS term
+"""
+_CAPTIONS = """
+SELECT rowid, -rank AS score FROM caption_word WHERE caption_word MATCH :caption_word
+ORDER BY score DESC, rowid LIMIT :limit
+"""
+# FTS5 takes half as long again where it sorts by its `rank` itself, instead of SQLite by a score.
+_PICTURES = f"""
+SELECT id, sum(score) AS score FROM (
+    SELECT rowid AS id, -rank AS score FROM file_word
+    WHERE file_word MATCH :file_word AND rank MATCH '{COLUMN_WEIGHTS}'
+    UNION ALL
+    SELECT file_id, max(score) FROM (
+        SELECT rowid, -rank AS score FROM caption_word
+        WHERE caption_word MATCH :caption_word ORDER BY score DESC, rowid LIMIT :captions
+    ) AS found JOIN caption ON caption.id = found.rowid GROUP BY file_id
+) GROUP BY id ORDER BY score DESC, id LIMIT :limit
+"""

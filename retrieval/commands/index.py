@@ -91,7 +91,8 @@ def index(
 
             def follow(progress: ingest.Progress) -> None:
                 nonlocal last
-                last = progress
+                if progress.stage not in {"names", "index"}:  # of which nothing is lost
+                    last = progress
                 show(progress.stage, progress.done, progress.total, progress.remark)
 
             report = ingest.index(
