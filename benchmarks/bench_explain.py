@@ -3,8 +3,8 @@
 Collages of two by two photos, each squeezed into a square of 224 pixels, are asked with a caption
 of one of them: the share whose map has its greatest value in that photo's quarter (chance: 25 %),
 with 95 % bootstrap intervals over collages, and the time of a map. `--pairs val.tsv` is for
-choosing how maps are made; figures told are of the test set, once. Windows and gradients take longer, so the
-first `--fewer` collages are theirs, and on these all ways are compared.
+choosing how maps are made; figures told are of the test set, once. Windows and gradients take
+longer, so the first `--fewer` collages are theirs, and on these all ways are compared.
 
 usage: python bench_explain.py DATA [--pairs test.tsv] [--count 500] [--fewer 100]
 DATA holds the pairs (path, caption) and images/.
