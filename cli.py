@@ -27,6 +27,7 @@ from mmsearch.retrieval.commands.recommend import recommend
 from mmsearch.retrieval.commands.similar import similar
 from mmsearch.retrieval.commands.status import status
 from mmsearch.retrieval.commands.train import train
+from mmsearch.retrieval.commands.train_reranker import train_reranker
 from mmsearch.retrieval.commands.tune import tune
 from mmsearch.retrieval.terminal import say, set_up_process
 
@@ -89,6 +90,7 @@ for command in (
     explain,
     evaluate,
     train,
+    train_reranker,
     tune,
     migrate,
     models,
@@ -98,7 +100,7 @@ for command in (
     status,
 ):
     # `import` is a word of Python's own, so its function is called `import_`.
-    app.command(command.__name__.rstrip("_"))(command)
+    app.command(command.__name__.rstrip("_").replace("_", "-"))(command)
 
 
 if __name__ == "__main__":

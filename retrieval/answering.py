@@ -17,7 +17,7 @@ from mmsearch.retrieval.schema import Hit, SortKey, Target
 from mmsearch.retrieval.tags import background
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from numpy.typing import NDArray
 
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from mmsearch.retrieval.encoders import Encoder
     from mmsearch.retrieval.filters import Filter
     from mmsearch.retrieval.question import Question
+    from mmsearch.retrieval.reranking import SecondStage
+    from mmsearch.retrieval.schema import Reranking
 
     Floats = NDArray[np.float64]
 
@@ -153,11 +155,13 @@ class Answer:
         hits: best first, at most `k`.
         considered: how many the answer was chosen from.
         nearest: where `hits` is empty because nothing clearly matches, what comes nearest.
+        rerank: what the second stage did, where there is one.
     """
 
     hits: tuple[Hit, ...]
     considered: int
     nearest: Hit | None = None
+    rerank: Reranking | None = None
 
 
 def _with_words(
@@ -193,9 +197,16 @@ def listed(state: State, wanted: Wanted, key: SortKey) -> Answer:
 
 
 def answer(
-    state: State, question: Question, vectors: NDArray[np.float32], wanted: Wanted
+    state: State,
+    question: Question,
+    vectors: NDArray[np.float32],
+    wanted: Wanted,
+    second: SecondStage | None = None,
 ) -> Answer:
-    """Return the answer to an embedded question.
+    """Return the answer to an embedded question, its best reranked where a second stage is given.
+
+    Whether anything matches at all is for the first stage to say; near-duplicates are grouped, and
+    answers spread, in the order of the second.
 
     Raises:
         QueryError: the parts cancel each other out.
@@ -204,7 +215,7 @@ def answer(
     among = None if wanted.filter is None else state.matching(wanted.filter, wanted.target)
     considered = len(state.index) if among is None else len(among)
     if considered == 0:
-        return Answer((), 0)
+        return Answer((), 0, rerank=None if second is None else second.told)
     calibration = None
     if wanted.target is Target.IMAGES and question.of_words:
         calibration = state.calibration
@@ -215,6 +226,8 @@ def answer(
     with_words = hybrid.helps(words)
     if wanted.deep or with_words:
         asked = max(DEPTH if wanted.sort else NEAR, 5 * wanted.k)
+    if second is not None:
+        asked = max(asked, second.depth)
     while True:
         asked = min(asked, considered)
         ranked = question.search(state.index, vectors, asked, among, calibration)
@@ -223,14 +236,17 @@ def answer(
         hits, nearest = _looked_up(state, wanted.target, ranked), None
         if wanted.target is Target.IMAGES and (calibration or wanted.group or wanted.diversity):
             named = {id_ for id_, score in words if score == math.inf}
-            hits, nearest = _shown(state, question, vectors, wanted, hits, calibration, named)
+            hits, nearest = _shown(
+                state, question, vectors, wanted, hits, calibration, named, second
+            )
         else:
-            hits = _numbered(_sorted(state, wanted, list(hits))[: wanted.k])
+            kept = _reranked(second, _sorted(state, wanted, list(hits)))
+            hits = _numbered(kept[: wanted.k])
         # Near-duplicates count once, and so does a caption that two sources give; a picture may
         # be gone since. What is sorted is what matches, however few.
         enough = len(hits) >= wanted.k or bool(wanted.sort and wanted.cut)
         if enough or nearest is not None or asked >= considered:
-            return Answer(hits, considered, nearest)
+            return Answer(hits, considered, nearest, None if second is None else second.told)
         asked *= 2
 
 
@@ -287,17 +303,19 @@ def _shown(
     hits: tuple[Hit, ...],
     calibration: Calibration | None,
     named: set[int],
+    second: SecondStage | None,
 ) -> tuple[tuple[Hit, ...], Hit | None]:
-    """Say how probable answers are; leave out, sort, group and spread as is wanted.
+    """Say how probable answers are; leave out, rerank, sort, group and spread as is wanted.
 
     What is `named` by the question matches for certain.
     """
     # What is neither compared with other answers nor shown needs no vector.
-    near = hits if wanted.deep else hits[: max(wanted.k, FIRST)]
+    near = hits if wanted.deep or second else hits[: max(wanted.k, FIRST)]
     ids, found = state.vectors(np.array([hit.id for hit in near], dtype=np.int64))
     if not set(ids.tolist()).issuperset(hit.id for hit in near):
         # Vectors that another run is replacing: the order is known, and no more.
-        return _numbered(_sorted(state, wanted, list(hits))[: wanted.k]), None
+        kept = _reranked(second, _sorted(state, wanted, list(hits)), named)
+        return _numbered(kept[: wanted.k]), None
 
     def weighed(some: Sequence[Hit]) -> list[Hit]:
         if calibration is None or not some:
@@ -317,6 +335,7 @@ def _shown(
         if wanted.cut is not None and calibration is not None:
             kept = [hit for hit in weighed(kept) if (hit.match or 0.0) >= (wanted.cut or 0.0)]
         kept = _sorted(state, wanted, kept)
+    kept = _reranked(second, kept, named)
     if kept and (wanted.group or wanted.diversity):
         kept = _apart(state, wanted, kept, found[np.searchsorted(ids, [hit.id for hit in kept])])
     return _numbered(weighed(kept[: wanted.k])), None
@@ -326,6 +345,10 @@ def _apart(state: State, wanted: Wanted, hits: list[Hit], rows: NDArray[np.float
     """Spread and group hits, given their vectors, as far as is wanted."""
     if wanted.diversity:
         scores = np.array([hit.score for hit in hits])
+        if any(hit.rerank_score is not None for hit in hits):
+            # Scores of two stages have no common scale: who stands first now counts as the first
+            # did before, and so on.
+            scores = np.sort(scores)[::-1]
         chosen = maximal_marginal_relevance(
             (scores - scores.min()) / (float(np.ptp(scores)) or 1.0),
             rows,
@@ -341,6 +364,12 @@ def _apart(state: State, wanted: Wanted, hits: list[Hit], rows: NDArray[np.float
             for each in groups
         ]
     return hits
+
+
+def _reranked(
+    second: SecondStage | None, hits: list[Hit], named: Collection[int] = ()
+) -> list[Hit]:
+    return hits if second is None else second.reorder(hits, named)
 
 
 def _sorted(state: State, wanted: Wanted, hits: list[Hit]) -> list[Hit]:

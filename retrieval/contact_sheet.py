@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from mmsearch.errors import MediaError, SourceError, quoted
 from mmsearch.indexes.base import replacing
-from mmsearch.retrieval.listing import row_of
+from mmsearch.retrieval.listing import described_reranking, row_of
 from mmsearch.retrieval.thumbnails import thumbnail
 
 if TYPE_CHECKING:
@@ -99,6 +99,8 @@ def contact_sheet(results: Results, folder: Path) -> str:
     asked = _readable(_told(results.query))
     count = len(results.hits)
     about = f"{count:,} of {results.considered:,} · {_readable(results.library.name)}"
+    if results.rerank is not None:
+        about += f" · {_readable(described_reranking(results.rerank))}"
     figures = "\n".join(_figure(results, hit, folder) for hit in results.hits)
     return (
         f"{OPENING}{GENERATOR}{_HEAD.format(title=escape(f'{asked} – mmsearch'))}"
@@ -112,7 +114,7 @@ def _figure(results: Results, hit: Hit, folder: Path) -> str:
     caption = None if row.caption is None else _readable(row.caption)
     # A caption says what a picture shows; without one, its name is all that is known.
     shown = _image(results.file(hit), alt=caption or _readable(row.name))
-    facts = " · ".join(row.about)
+    facts = " · ".join(row.about if row.reranked is None else [*row.about, row.reranked])
     said = f"{escape(facts)}<br>{escape(path)}"
     if caption is not None:
         said += f'<q dir="auto">{escape(caption)}</q>'

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from mmsearch.retrieval.catalog import Catalog
     from mmsearch.retrieval.encoders import Encoder
+    from mmsearch.retrieval.rerankers.bundled import BundledReranker
     from mmsearch.retrieval.scan import FoundFile
 
 __all__ = ["Embedded", "Progress", "embed_captions", "embed_files"]
@@ -61,10 +62,12 @@ class Embedded:
     Attributes:
         items: what became of each file, without its pixels.
         vectors: `float32[dim]` by path, of those whose content was not known.
+        regions: of the same, what rerankers are spared later, by the hash of their content.
     """
 
     items: list[Read | Unread]
     vectors: dict[str, NDArray[np.float32]]
+    regions: dict[bytes, NDArray[np.uint8]]
 
 
 def embed_files(
@@ -75,6 +78,7 @@ def embed_files(
     contents: Mapping[bytes, int],
     pace: Pace,
     workers: Workers | None = None,
+    reranker: BundledReranker | None = None,
 ) -> Generator[Embedded, None, None]:
     """Yield what became of `files`, in their order, an encoder's batch at a time.
 
@@ -88,6 +92,7 @@ def embed_files(
         contents: hashes of what is not decoded, because its vector is known.
         pace: hears where the time goes.
         workers: says how many threads read.
+        reranker: says what is kept of pictures beside their vectors, in the same pass.
     """
     workers = workers or Workers()
     reader = PictureReader(root, encoder, contents, pace=pace, workers=workers)
@@ -100,7 +105,7 @@ def embed_files(
         pace.workers = workers.size
         with pace.in_the_way(Stage.DECODE):
             batch = next(batches, None)
-        embedded = None if batch is None else _embed(batch, encoder, pace)
+        embedded = None if batch is None else _embed(batch, encoder, pace, reranker)
         workers.finished(0 if batch is None else len(batch))
         idle_since = time.perf_counter()
         return embedded
@@ -118,16 +123,28 @@ def embed_files(
             batches.close()
 
 
-def _embed(batch: list[Read | Unread], encoder: Encoder, pace: Pace) -> Embedded:
+def _embed(
+    batch: list[Read | Unread], encoder: Encoder, pace: Pace, reranker: BundledReranker | None
+) -> Embedded:
     fresh = {
         item.picture.path: item.pixels
         for item in batch
         if isinstance(item, Read) and item.pixels is not None
     }
+    regions: dict[bytes, NDArray[np.uint8]] = {}
     with pace.alone(Stage.ENCODE):
-        vectors = encoder.encode_pixels(list(fresh.values()))
+        if reranker is None or not fresh:
+            vectors = encoder.encode_pixels(list(fresh.values()))
+        else:
+            vectors, seen = reranker.look(list(fresh.values()))
+            contents = (
+                item.picture.sha256
+                for item in batch
+                if isinstance(item, Read) and item.picture.path in fresh
+            )
+            regions = dict(zip(contents, seen, strict=True))
     kept = [replace(item, pixels=None) if isinstance(item, Read) else item for item in batch]
-    return Embedded(kept, dict(zip(fresh, vectors, strict=True)))
+    return Embedded(kept, dict(zip(fresh, vectors, strict=True)), regions)
 
 
 def embed_captions(

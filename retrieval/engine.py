@@ -41,6 +41,9 @@ if TYPE_CHECKING:
     from mmsearch.retrieval.explanation import Explanation, Method
     from mmsearch.retrieval.liked import PictureItem
     from mmsearch.retrieval.question import ImageSource
+    from mmsearch.retrieval.rerankers import Reranker
+    from mmsearch.retrieval.reranking import SecondStage
+    from mmsearch.retrieval.schema import EncoderSpec
 
 __all__ = ["SearchEngine", "open_engine"]
 
@@ -93,6 +96,8 @@ class SearchEngine:
         self._follow = follow
         self._lock = Lock()
         self._states: dict[Target, State] = {}
+        self._loading = Lock()
+        self._rerankers: dict[tuple[str, EncoderSpec], Reranker] = {}
         self.check(library.catalog.library())
 
     def __len__(self) -> int:
@@ -128,6 +133,9 @@ class SearchEngine:
         group: bool = False,
         diversity: float = 0.0,
         words: bool = True,
+        rerank: str | Path | Reranker | None = None,
+        rerank_depth: int | None = None,
+        rerank_budget_ms: float | None = None,
     ) -> Results:
         """Return the `k` pictures, or captions, most similar to words, to pictures or to both.
 
@@ -152,14 +160,22 @@ class SearchEngine:
             diversity: 0 (none) to 1, how different from each other answers shall be.
             words: where one text asks for pictures, words in their captions, names and metadata
                 count beside what they look like; scores stay similarities.
+            rerank: what reads the best answers again, see `load_reranker`, and puts them in its
+                order: of one text the pictures, of one picture the captions. Both scores are kept
+                (`Hit.score`, `Hit.rerank_score`); what it cannot read, or has no time for, follows
+                as it stood. A reranker is loaded once for an engine.
+            rerank_depth: how many of the best it reads; 50 if not given, and never fewer than `k`.
+            rerank_budget_ms: the time it may take; what it has begun it finishes. Without it, the
+                time it needs.
 
         Raises:
             QueryError: nothing is asked, a text is empty, `k` is below 1, weights that do not fit,
-                an unknown fusion, a filter or operators that make no sense, or a picture that
-                cannot be read.
+                an unknown fusion, a filter or operators that make no sense, a picture that
+                cannot be read, or a question that cannot be reranked.
             ModelMismatch: the library was meanwhile embedded again with another encoder, and this
                 engine was opened with one of its caller's choice.
-            ModelError: the library's new encoder cannot be loaded.
+            ModelError: the library's new encoder cannot be loaded, or there is no such reranker.
+            MissingExtra: the reranker's library is not installed.
         """
         started = time.perf_counter()
         if k < 1:
@@ -181,6 +197,11 @@ class SearchEngine:
         )
         if wanted.target is Target.CAPTIONS and (group or diversity):
             raise QueryError("Captions cannot be grouped or spread; leave `group` and `diversity`.")
+        if rerank is not None and (sort is not None or (text is None and image is None)):
+            raise QueryError(
+                "A reranker orders answers by how well they fit a text or a picture: leave the "
+                "other order away, and ask with one of them; or leave reranking away."
+            )
         state = self._state(wanted.target)
         if text is None and image is None and (wanted.filter or wanted.sort):
             wanted = replace(wanted, cut=None)
@@ -190,15 +211,23 @@ class SearchEngine:
         if wanted.target is Target.CAPTIONS or not question.of_words:
             # No probability is known, so nothing is cut.
             wanted = replace(wanted, cut=None)
+        second = self._second_stage(rerank, question, wanted, rerank_depth, rerank_budget_ms)
         vectors, adapted = question.embedded(state.encoder, state.adapter)
         state, answered = self._asked(
-            state, wanted.target, lambda now: answer(now, question, vectors, wanted)
+            state, wanted.target, lambda now: answer(now, question, vectors, wanted, second)
         )
         query = question.told(wanted.target)
         return self._told(query, state, wanted, answered, started, adapted=adapted)
 
     def search_many(
-        self, texts: Sequence[str], *, to: Target | str = Target.IMAGES, k: int = 10
+        self,
+        texts: Sequence[str],
+        *,
+        to: Target | str = Target.IMAGES,
+        k: int = 10,
+        rerank: str | Path | Reranker | None = None,
+        rerank_depth: int | None = None,
+        rerank_budget_ms: float | None = None,
     ) -> list[Results]:
         """Return the answers to many texts, each as `search` gives it, in one go.
 
@@ -210,11 +239,16 @@ class SearchEngine:
             texts: descriptions, without operators.
             to: look among the library's `images` or its `captions`.
             k: how many answers to each, at least 1.
+            rerank: as in `search`.
+            rerank_depth: as in `search`.
+            rerank_budget_ms: as in `search`, for each text.
 
         Raises:
-            QueryError: a text is empty or has operators, or `k` is below 1.
+            QueryError: a text is empty or has operators, `k` is below 1, or captions are to be
+                reranked.
             ModelMismatch: as from `search`.
             ModelError: as from `search`.
+            MissingExtra: as from `search`.
         """
         started = time.perf_counter()
         if k < 1:
@@ -227,10 +261,22 @@ class SearchEngine:
             return []
         state = self._state(wanted.target)
         together = Question(tuple(texts), (), (1.0,) * len(texts), Fusion.EARLY)
+        stages = [
+            self._second_stage(rerank, question, wanted, rerank_depth, rerank_budget_ms)
+            for question in questions
+        ]
         vectors, adapted = together.embedded(state.encoder, state.adapter)
-        state, answers = self._asked(
-            state, wanted.target, lambda now: answer_many(now, questions, vectors, wanted)
-        )
+
+        def asked(now: State) -> list[Answer]:
+            if rerank is None:
+                return answer_many(now, questions, vectors, wanted)
+            each = zip(questions, stages, strict=True)
+            return [
+                answer(now, question, vectors[i : i + 1], wanted, second)
+                for i, (question, second) in enumerate(each)
+            ]
+
+        state, answers = self._asked(state, wanted.target, asked)
         share = (time.perf_counter() - started) * 1000 / len(questions)
         return [
             replace(
@@ -265,6 +311,7 @@ class SearchEngine:
             cut=wanted.cut,
             nearest=answered.nearest,
             where=None if wanted.filter is None else str(wanted.filter),
+            rerank=answered.rerank,
         )
 
     def recommend(
@@ -362,6 +409,42 @@ class SearchEngine:
             logger.warning("%s; making it anew from the catalog", error)
             state = self._renewed(target)
             return state, ask(state)
+
+    def _second_stage(
+        self,
+        rerank: str | Path | Reranker | None,
+        question: Question,
+        wanted: Wanted,
+        depth: int | None,
+        budget_ms: float | None,
+    ) -> SecondStage | None:
+        if rerank is None:
+            return None
+        # What questions do not need is loaded where it is.
+        from mmsearch.retrieval.reranking import SecondStage, check_rerankable
+
+        check_rerankable(question, wanted.target, depth, budget_ms)
+        return SecondStage(
+            self._reranker(rerank),
+            question,
+            wanted.target,
+            self.library,
+            k=wanted.k,
+            depth=depth,
+            budget_ms=budget_ms,
+        )
+
+    def _reranker(self, name: str | Path | Reranker) -> Reranker:
+        from mmsearch.retrieval.rerankers import Reranker, load_reranker
+
+        if isinstance(name, Reranker):
+            return name
+        # It may read the towers of the encoder, which a change of model replaces.
+        key = (str(name), self.encoder.spec)
+        with self._loading:
+            if key not in self._rerankers:
+                self._rerankers[key] = load_reranker(name, self.encoder)
+            return self._rerankers[key]
 
     def _state(self, target: Target) -> State:
         stamp = self.library.catalog.stamp()

@@ -14,13 +14,16 @@ from mmsearch.errors import MediaError, SourceError
 from mmsearch.retrieval.encoders import DEFAULT_MODEL, Encoder, load_encoder
 from mmsearch.retrieval.media import load_rgb
 from mmsearch.retrieval.pairs import Pair, find_picture, locate_all, read_pairs
-from mmsearch.retrieval.quality import Retrieval, Sampling, evaluate_vectors
+from mmsearch.retrieval.quality import Retrieval, Sampling, rank_vectors, summarise
 from mmsearch.retrieval.scan import scan
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from mmsearch.retrieval.index_quality import IndexQuality, Latency
+    from mmsearch.retrieval.ranking import Vectors
+    from mmsearch.retrieval.rerank_quality import RerankQuality, SecondLook
+    from mmsearch.retrieval.rerankers import Reranker
 
 __all__ = [
     "DEFAULT_SPLIT",
@@ -29,6 +32,8 @@ __all__ = [
     "check_folds",
     "embed_texts",
     "evaluate",
+    "measured",
+    "second_look",
 ]
 
 logger = logging.getLogger(__name__)
@@ -37,7 +42,8 @@ DEFAULT_SPLIT = "test"
 """Of a file with splits: what published figures are measured on."""
 
 Progress = Callable[[str, int, int], None]
-"""Told a stage (`pictures`, `captions`, `scores`, `index`), how much is done and of how much."""
+"""Told a stage (`pictures`, `captions`, `scores`, `reranking`, `index`), how much is done and how
+much there is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +59,7 @@ class Evaluation:
         image_index: text→image through the library's index.
         caption_index: image→text through the library's index.
         latency: of a text query to the library.
+        reranked: what a reranker makes of both directions.
     """
 
     model: str
@@ -66,6 +73,7 @@ class Evaluation:
     image_index: IndexQuality | None = None
     caption_index: IndexQuality | None = None
     latency: Latency | None = None
+    reranked: RerankQuality | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the object that `evaluate --json` prints."""
@@ -78,6 +86,8 @@ class Evaluation:
             ("image_to_text", self.image_to_text, self.caption_index),
         ):
             fields[name] = direction.to_json() | ({"index": index.to_json()} if index else {})
+        if self.reranked is not None:
+            fields["reranked"] = self.reranked.to_json()
         if self.sampling.folds > 1:
             fields["folds"] = self.sampling.folds
         fields |= self.sampling.to_json()
@@ -94,6 +104,8 @@ def evaluate(
     gallery: bool = False,
     split: str | None = None,
     sampling: Sampling | None = None,
+    rerank: str | Path | Reranker | None = None,
+    rerank_depth: int | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Measure an encoder on a file of (picture, caption) pairs.
@@ -108,10 +120,15 @@ def evaluate(
         split: of a file with splits; `test` when not given.
         sampling: the intervals and folds wanted; 95 % intervals from 1,000 resamples when not
             given.
+        rerank: a reranker to measure beside it, see `load_reranker`.
+        rerank_depth: how many of the best answers to each question it reads; 50 if not given.
         progress: called as the work goes on.
 
     Raises:
         SourceError: the pairs cannot be read, or name a picture that is missing or broken.
+        ModelError: there is no such encoder, or no such reranker.
+        MissingExtra: the encoder's or the reranker's library is not installed.
+        QueryError: the depth is below 1.
     """
     source, folder = Path(pairs), Path(images)
     sampling = sampling or Sampling()
@@ -122,18 +139,81 @@ def evaluate(
     check_folds(sampling, len(number), gallery=gallery)
     pictures = list(dict.fromkeys([*number, *others]))
     encoder = load_encoder(model)
+    second = second_look(rerank, rerank_depth, encoder)
     notify = progress or (lambda *_: None)
-    image_vectors = _embed_pictures(encoder, pictures, len(number), notify)
-    text_vectors = embed_texts(encoder, [pair.caption for pair in rows], notify)
-    to_image, to_text = evaluate_vectors(
+    pictures, image_vectors = _embed_pictures(encoder, pictures, len(number), notify)
+    captions = [pair.caption for pair in rows]
+    text_vectors = embed_texts(encoder, captions, notify)
+    if second is not None:
+        from mmsearch.retrieval.reranking import source_view
+
+        second = second.on(captions, [source_view(i, path) for i, path in enumerate(pictures)])
+    to_image, to_text, reranked = measured(
         image_vectors,
         text_vectors,
         np.array([number[path] for path in named]),
         sampling,
-        lambda done, total: notify("scores", done, total),
+        second,
+        notify,
     )
-    label = encoder.spec.label
-    return Evaluation(label, len(image_vectors), len(rows), to_image, to_text, sampling)
+    return Evaluation(
+        model=encoder.spec.label,
+        images=len(pictures),
+        captions=len(rows),
+        text_to_image=to_image,
+        image_to_text=to_text,
+        sampling=sampling,
+        reranked=reranked,
+    )
+
+
+def second_look(
+    rerank: str | Path | Reranker | None, depth: int | None, encoder: Encoder | None
+) -> SecondLook | None:
+    """Return what reranks, before anything is embedded that would be in vain; None for nothing.
+
+    Raises:
+        ModelError: there is no such reranker.
+        MissingExtra: the reranker's library is not installed.
+        QueryError: the depth is below 1.
+    """
+    if rerank is None:
+        return None
+    # What is measured without needs none of it.
+    from mmsearch.retrieval.rerank_quality import SecondLook
+    from mmsearch.retrieval.rerankers import load_reranker
+    from mmsearch.retrieval.reranking import checked_depth
+
+    return SecondLook(load_reranker(rerank, encoder), checked_depth(depth))
+
+
+def measured(
+    images: Vectors,
+    texts: Vectors,
+    image_of: NDArray[np.int64],
+    sampling: Sampling,
+    second: SecondLook | None,
+    notify: Progress,
+) -> tuple[Retrieval, Retrieval, RerankQuality | None]:
+    """Return text→image and image→text quality, and what a reranker makes of both.
+
+    Args:
+        images: `float[n, dim]`, unit rows.
+        texts: `float[m, dim]`, unit rows.
+        image_of: `int64[m]`, the row in `images` of each text's picture.
+        sampling: the intervals and folds wanted.
+        second: what reranks, with the pictures and texts of these rows.
+        notify: called as the work goes on.
+    """
+    ranks = rank_vectors(
+        images, texts, image_of, sampling.folds, lambda *done: notify("scores", *done)
+    )
+    reranked = None
+    if second is not None:
+        reranked = second.measure(
+            images, texts, image_of, ranks, sampling, lambda *done: notify("reranking", *done)
+        )
+    return summarise(ranks[0], sampling), summarise(ranks[1], sampling), reranked
 
 
 def check_folds(sampling: Sampling, pictures: int, *, gallery: bool) -> None:
@@ -163,13 +243,15 @@ def embed_texts(encoder: Encoder, texts: Sequence[str], progress: Progress) -> N
 
 def _embed_pictures(
     encoder: Encoder, pictures: list[Path], asked: int, progress: Progress
-) -> NDArray[np.float32]:
-    """Return one row for each picture: of the first `asked` all, of the others the readable."""
+) -> tuple[list[Path], NDArray[np.float32]]:
+    """Return pictures and a row for each: the first `asked`, and those others that are readable."""
+    kept: list[Path] = []
     rows: list[NDArray[np.float32]] = []
     batch: list[NDArray[Any]] = []
     for i, path in enumerate(pictures):
         try:
             batch.append(encoder.prepare(load_rgb(path, at_least=encoder.decode_size)))
+            kept.append(path)
         except MediaError as error:
             if i < asked:
                 raise SourceError(
@@ -183,7 +265,7 @@ def _embed_pictures(
             progress("pictures", i + 1, len(pictures))
     rows.append(encoder.encode_pixels(batch))
     progress("pictures", len(pictures), len(pictures))
-    return np.concatenate(rows)
+    return kept, np.concatenate(rows)
 
 
 def _pictures(rows: Sequence[Pair], source: Path, folder: Path) -> list[Path]:

@@ -26,6 +26,7 @@ from mmsearch.retrieval.media import TRANSIENT_KINDS, open_picture
 from mmsearch.retrieval.pace import Pace, Stage
 from mmsearch.retrieval.pairs import Locator, read_pairs
 from mmsearch.retrieval.reading import Read, Unread
+from mmsearch.retrieval.rerankers.bundled import region_reader
 from mmsearch.retrieval.scan import FoundFile, Scan, would_list
 from mmsearch.retrieval.schema import Caption, Problem, tell_apart
 from mmsearch.retrieval.survey import survey
@@ -198,6 +199,7 @@ class Run:
         self.library = library
         self.catalog = library.catalog
         self.encoder = encoder
+        self.reranker = region_reader(encoder)
         self.found = found
         self.progress = progress
         self.pace = pace
@@ -226,7 +228,12 @@ class Run:
         done = 0
         self.progress(Progress("pictures", 0, len(todo)))
         batches = embed_files(
-            self.library.root, todo, self.encoder, contents=contents, pace=self.pace
+            self.library.root,
+            todo,
+            self.encoder,
+            contents=contents,
+            pace=self.pace,
+            reranker=self.reranker,
         )
         # Closed by hand: after Ctrl-C nothing of the run may go on in other threads.
         with closing(batches):
@@ -269,6 +276,8 @@ class Run:
         )
         self.progress(Progress("index", 1, 1))
         counts = self.catalog.counts()
+        if self.reranker is not None:
+            self.library.regions.tidy(self.reranker.kind, counts.files, self.catalog.contents)
         self.report.files = counts.files
         self.report.problems = counts.problems
         self.report.captions = counts.captions
@@ -303,6 +312,9 @@ class Run:
     def _commit(self, batch: Embedded, gone: dict[int, str]) -> None:
         """Write a batch in one transaction."""
         self.report.embedded += len(batch.vectors)
+        if self.reranker is not None:
+            with self.pace.at_work(Stage.WRITE):
+                self.library.regions.put(self.reranker.kind, batch.regions)
         with self.pace.at_work(Stage.WRITE), self.catalog.write() as transaction:
             for item in batch.items:
                 if isinstance(item, Read):

@@ -4,6 +4,7 @@
       .mmsearch/                the library's folder
         catalog.sqlite          the truth
         index/images-7-9f3c21aa.faiss     derived; named after the catalog's state
+        regions.sqlite          derived; what rerankers are spared, see `RegionStore`
         lock                    held by the one process that indexes
 
 Paths in the catalog are relative to the pictures, so the whole folder can be moved. Where the
@@ -24,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from mmsearch.errors import LibraryError, LibraryLocked, LibraryNotFound, StorageError, quoted
 from mmsearch.indexes.base import replacing
 from mmsearch.retrieval.adapter import Adapter
-from mmsearch.retrieval.catalog import Catalog, LibraryRow
+from mmsearch.retrieval.catalog import Catalog, LibraryRow, RegionStore
 from mmsearch.retrieval.index_files import IndexFiles, Report, silent
 from mmsearch.retrieval.schema import Target
 
@@ -39,6 +40,7 @@ logger = logging.getLogger(__name__)
 FOLDER = ".mmsearch"
 ENVIRONMENT = "MMSEARCH_LIBRARY"
 CATALOG = "catalog.sqlite"
+REGIONS = "regions.sqlite"
 
 
 class Library:
@@ -48,12 +50,14 @@ class Library:
         root: the folder of pictures.
         folder: the library's own folder.
         catalog: its catalog.
+        regions: what is kept about the parts of its pictures.
     """
 
     def __init__(self, root: Path, folder: Path, catalog: Catalog) -> None:
         self.root = root
         self.folder = folder
         self.catalog = catalog
+        self.regions = RegionStore(folder / REGIONS)
         self._files = IndexFiles(folder / "index", catalog, self.adapter)
 
     @classmethod
@@ -96,8 +100,9 @@ class Library:
         return self.catalog.library().model
 
     def close(self) -> None:
-        """Release the catalog."""
+        """Release the catalog, and what lies beside it."""
         self.catalog.close()
+        self.regions.close()
 
     @contextmanager
     def indexing(self) -> Iterator[None]:

@@ -24,6 +24,8 @@ from mmsearch.retrieval.evaluation import (
     Progress,
     check_folds,
     embed_texts,
+    measured,
+    second_look,
 )
 from mmsearch.retrieval.index_quality import (
     Answers,
@@ -33,7 +35,7 @@ from mmsearch.retrieval.index_quality import (
 )
 from mmsearch.retrieval.library import Library
 from mmsearch.retrieval.pairs import Locator, Pair, locate_all, read_pairs
-from mmsearch.retrieval.quality import Sampling, evaluate_vectors
+from mmsearch.retrieval.quality import Sampling
 from mmsearch.retrieval.schema import Target
 
 if TYPE_CHECKING:
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
     from mmsearch.retrieval.catalog import LibraryRow
     from mmsearch.retrieval.encoders import Encoder
     from mmsearch.retrieval.ranking import Vectors
+    from mmsearch.retrieval.rerankers import Reranker, View
     from mmsearch.retrieval.schema import EncoderSpec
 
 __all__ = ["evaluate_library", "evaluate_pairs_in_library"]
@@ -55,6 +58,8 @@ def evaluate_library(
     *,
     model: str | Path | Encoder | None = None,
     sampling: Sampling | None = None,
+    rerank: str | Path | Reranker | None = None,
+    rerank_depth: int | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Measure a library on its own captions: exactly, and through its indexes.
@@ -68,11 +73,16 @@ def evaluate_library(
         model: the encoder; the one the library was built with when not given.
         sampling: the intervals wanted, in one fold; 95 % intervals from 1,000 resamples when not
             given.
+        rerank: a reranker to measure beside it, see `load_reranker`; it reads the pictures' files.
+        rerank_depth: how many of the best answers to each question it reads; 50 if not given.
         progress: called as the work goes on.
 
     Raises:
         LibraryNotFound: the folder was never indexed.
         ModelMismatch: the library was built with another encoder than `model`.
+        ModelError: there is no such reranker.
+        MissingExtra: the reranker's library is not installed.
+        QueryError: the depth is below 1.
         SourceError: the library has no captions.
         ValueError: folds are asked for.
     """
@@ -83,13 +93,12 @@ def evaluate_library(
     with closing(Library.open(Path(library))) as opened:
         stored = _Stored.read(opened)
         engine = _engine(opened, model)
+        second = second_look(rerank, rerank_depth, None if engine is None else engine.encoder)
         captions, texts = stored.captions(opened)
-        to_image, to_text = evaluate_vectors(
-            stored.pictures.vectors,
-            captions.vectors,
-            captions.label,
-            sampling,
-            lambda done, total: notify("scores", done, total),
+        if second is not None:
+            second = second.on(texts, stored.views(opened, second.reranker))
+        to_image, to_text, reranked = measured(
+            stored.pictures.vectors, captions.vectors, captions.label, sampling, second, notify
         )
         asked = np.unique(captions.label)
         total = len(texts) + len(asked)
@@ -123,6 +132,7 @@ def evaluate_library(
             image_index=by_image_index,
             caption_index=by_caption_index,
             latency=latency,
+            reranked=reranked,
         )
 
 
@@ -134,6 +144,8 @@ def evaluate_pairs_in_library(
     gallery: bool = False,
     split: str | None = None,
     sampling: Sampling | None = None,
+    rerank: str | Path | Reranker | None = None,
+    rerank_depth: int | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Measure a library on a file of (picture, caption) pairs about its pictures.
@@ -149,11 +161,16 @@ def evaluate_pairs_in_library(
         split: of a file with splits; `test` when not given.
         sampling: the intervals and folds wanted; 95 % intervals from 1,000 resamples when not
             given.
+        rerank: a reranker to measure beside it, see `load_reranker`; it reads the pictures' files.
+        rerank_depth: how many of the best answers to each question it reads; 50 if not given.
         progress: called as the work goes on.
 
     Raises:
         LibraryNotFound: the folder was never indexed.
         ModelMismatch: the library was built with another encoder than `model`.
+        ModelError: there is no such reranker.
+        MissingExtra: the reranker's library is not installed.
+        QueryError: the depth is below 1.
         SourceError: the pairs cannot be read, or name a picture that the library has not.
     """
     source, sampling = Path(pairs), sampling or Sampling()
@@ -166,6 +183,7 @@ def evaluate_pairs_in_library(
         check_folds(sampling, len(named), gallery=gallery)
         encoder = load_encoder(model or opened.model or DEFAULT_MODEL)
         SearchEngine(opened, encoder)  # Refuses another encoder than the library's.
+        second = second_look(rerank, rerank_depth, encoder)
         texts = [pair.caption for pair in rows]
         vectors = stored.adapted(embed_texts(encoder, texts, notify))
         images, image_of = stored.pictures.vectors, picture
@@ -173,13 +191,10 @@ def evaluate_pairs_in_library(
             place = np.empty(len(images), dtype=np.int64)
             place[named] = np.arange(len(named))
             images, image_of = images[named], place[picture]
-        to_image, to_text = evaluate_vectors(
-            images,
-            vectors,
-            image_of,
-            sampling,
-            lambda done, total: notify("scores", done, total),
-        )
+        if second is not None:
+            views = stored.views(opened, second.reranker)
+            second = second.on(texts, views if gallery else [views[row] for row in named.tolist()])
+        to_image, to_text, reranked = measured(images, vectors, image_of, sampling, second, notify)
         through: IndexQuality | None = None
         if gallery:
             through = measure_index(
@@ -199,6 +214,7 @@ def evaluate_pairs_in_library(
             library=opened.root,
             tuned=stored.adapter is not None,
             image_index=through,
+            reranked=reranked,
         )
 
 
@@ -227,6 +243,28 @@ class _Stored:
         distinct = vectors[np.unique(picture, return_index=True)[1]]
         pictures = Answers(ids, picture, distinct, np.arange(len(number)))
         return cls(row, encoder_id, spec, pictures, library.adapter(row))
+
+    def views(self, library: Library, reranker: Reranker) -> list[View]:
+        """Return the pictures as a reranker is given them, in the order of their vectors."""
+        from mmsearch.retrieval.reranking import KeptRegions, library_views
+
+        files = library.catalog.known_files(self.encoder_id)
+        path_of = {file.id: path for path, file in files.items()}
+        paths: dict[int, str] = {}
+        ids: dict[int, int] = {}
+        for id_, row in zip(self.pictures.ids.tolist(), self.pictures.row_of.tolist(), strict=True):
+            if id_ in path_of:
+                paths.setdefault(row, path_of[id_])
+                ids.setdefault(row, id_)
+        # What another process took out of the catalog meanwhile is like a file that is gone.
+        rows = range(len(self.pictures.vectors))
+        kept = KeptRegions(library, reranker, list(ids.values()))
+        found = library_views(
+            library.root,
+            {row: paths.get(row, f"picture {row}") for row in rows},
+            {row: kept.found[id_] for row, id_ in ids.items() if id_ in kept.found},
+        )
+        return list(found.values())
 
     def adapted(self, texts: Vectors) -> Vectors:
         """Return texts as the library's queries and its index of captions have them."""

@@ -14,11 +14,12 @@ from mmsearch.retrieval.confidence import confidence
 from mmsearch.retrieval.schema import Hit
 
 if TYPE_CHECKING:
-    from mmsearch.retrieval.schema import Results
+    from mmsearch.retrieval.schema import Reranking, Results
 
 __all__ = [
     "Row",
     "cells_of",
+    "described_reranking",
     "each_picture_once",
     "field_names",
     "record_of",
@@ -37,6 +38,7 @@ class Row:
     path: str
     caption: str | None
     similar: str | None
+    reranked: str | None = None
 
     @property
     def facts(self) -> tuple[str, ...]:
@@ -64,6 +66,7 @@ def row_of(hit: Hit, *, people: bool = True) -> Row:
         path=hit.path,
         caption=hit.caption,
         similar=f"▸ {len(hit.others)} similar" if hit.others and people else None,
+        reranked=_reranked(hit),
     )
 
 
@@ -72,6 +75,19 @@ def _told(hit: Hit) -> str:
     if hit.match is not None:
         return confidence(hit.match)
     return _score(hit)
+
+
+def _reranked(hit: Hit) -> str | None:
+    """Say where a reranker moved a hit from, and both scores."""
+    if hit.rerank_score is None:
+        return None
+    return f"reranked from {hit.first_rank} ({hit.rerank_score:.3f}, cosine {_score(hit)})"
+
+
+def described_reranking(rerank: Reranking) -> str:
+    """Say in words how much of what was asked a reranker did."""
+    done = f"{rerank.model} reranked {rerank.reranked} of {rerank.candidates}"
+    return f"{done} in {rerank.budget_ms:g} ms" if rerank.late else done
 
 
 def _score(hit: Hit) -> str:

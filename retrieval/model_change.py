@@ -22,6 +22,7 @@ from mmsearch.retrieval.library import Library
 from mmsearch.retrieval.media import TRANSIENT_KINDS
 from mmsearch.retrieval.pace import Pace, Stage
 from mmsearch.retrieval.reading import Unread
+from mmsearch.retrieval.rerankers.bundled import region_reader
 from mmsearch.retrieval.scan import FoundFile
 from mmsearch.retrieval.schema import Problem, tell_apart
 
@@ -188,6 +189,7 @@ class _Change:
         self.library = library
         self.catalog = library.catalog
         self.encoder = encoder
+        self.reranker = region_reader(encoder)
         self.progress = progress
         self.pace = Pace()
         self.report = ModelChange(library.root, encoder.spec.label, before)
@@ -279,7 +281,14 @@ class _Change:
         }
         done = 0
         self.progress(Progress("pictures", 0, len(files)))
-        batches = embed_files(self.library.root, files, self.encoder, contents={}, pace=self.pace)
+        batches = embed_files(
+            self.library.root,
+            files,
+            self.encoder,
+            contents={},
+            pace=self.pace,
+            reranker=self.reranker,
+        )
         # Closed by hand: after Ctrl-C nothing of the run may go on in other threads.
         with closing(batches):
             for batch in batches:
@@ -289,6 +298,9 @@ class _Change:
 
     def _commit(self, batch: Embedded, todo: dict[str, UnembeddedFile]) -> None:
         self.report.embedded += len(batch.vectors)
+        if self.reranker is not None:
+            with self.pace.at_work(Stage.WRITE):
+                self.library.regions.put(self.reranker.kind, batch.regions)
         with self.pace.at_work(Stage.WRITE), self.catalog.write() as transaction:
             for item in batch.items:
                 if isinstance(item, Unread):

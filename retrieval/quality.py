@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,16 @@ if TYPE_CHECKING:
 
     Ranked = tuple[NDArray[np.int64], NDArray[np.int64]]
 
-__all__ = ["Retrieval", "Sampling", "evaluate_vectors", "summarise"]
+__all__ = [
+    "Fold",
+    "Retrieval",
+    "Sampling",
+    "evaluate_vectors",
+    "folds_of",
+    "rank_vectors",
+    "rounded",
+    "summarise",
+]
 
 DIGITS = {"median_rank": 1, "mrr": 4}
 """Of a measure in JSON; two for the percentages."""
@@ -69,13 +78,45 @@ class Retrieval:
         """Return one direction of `evaluate --json`."""
         recall = {f"R@{k}": round(value, 2) for k, value in self.recall.items()}
         fields = recall | {"median_rank": self.median_rank, "mrr": round(self.mrr, 4)}
-        if not self.confidence:
-            return fields
-        bounds = {
-            name: [round(bound, DIGITS.get(name, 2)) for bound in both]
-            for name, both in self.confidence.items()
-        }
-        return fields | {"confidence": bounds}
+        return fields | rounded(self.confidence)
+
+
+def rounded(confidence: Mapping[str, tuple[float, float]]) -> dict[str, Any]:
+    """Return intervals by measure under the key `confidence`; nothing where there are none."""
+    bounds = {
+        name: [round(bound, DIGITS.get(name, 2)) for bound in both]
+        for name, both in confidence.items()
+    }
+    return {"confidence": bounds} if bounds else {}
+
+
+@dataclass(frozen=True, slots=True)
+class Fold:
+    """A part of the pictures, with their texts.
+
+    Attributes:
+        pictures: the rows of its pictures.
+        texts: `int64[m]`, the rows of its texts.
+        image_of: `int64[m]`, each text's picture, counted within the fold.
+    """
+
+    pictures: slice
+    texts: NDArray[np.int64]
+    image_of: NDArray[np.int64]
+
+
+def folds_of(images: int, image_of: NDArray[np.int64], folds: int) -> Iterator[Fold]:
+    """Yield equal parts of the pictures, in their order.
+
+    Raises:
+        ValueError: a fold has no text.
+    """
+    for pictures in np.array_split(np.arange(images), folds):
+        mine = np.flatnonzero(np.isin(image_of, pictures))
+        if not len(pictures) or not len(mine):
+            raise ValueError(f"{folds} folds of {images} pictures leave one empty")
+        first = int(pictures[0])
+        yield Fold(slice(first, first + len(pictures)), mine, image_of[mine] - first)
 
 
 def evaluate_vectors(
@@ -85,11 +126,7 @@ def evaluate_vectors(
     sampling: Sampling | None = None,
     progress: Callable[[int, int], None] = lambda *_: None,
 ) -> tuple[Retrieval, Retrieval]:
-    """Return text→image and image→text quality.
-
-    A text's right answer is its one picture; a picture's are all of its texts, and the best of
-    them counts. Pictures without a text are asked nothing but may be wrong answers. Memory beyond
-    the vectors is bounded: scores are computed block by block.
+    """Return text→image and image→text quality, see `rank_vectors`.
 
     Args:
         images: `float[n, dim]` (half or single precision), unit rows.
@@ -102,25 +139,46 @@ def evaluate_vectors(
         ValueError: a fold has no text.
     """
     sampling = sampling or Sampling(resamples=0)
+    to_image, to_text = rank_vectors(images, texts, image_of, sampling.folds, progress)
+    return summarise(to_image, sampling), summarise(to_text, sampling)
+
+
+def rank_vectors(
+    images: Vectors,
+    texts: Vectors,
+    image_of: NDArray[np.int64],
+    folds: int = 1,
+    progress: Callable[[int, int], None] = lambda *_: None,
+) -> tuple[list[Ranked], list[Ranked]]:
+    """Return the ranks of right answers, text→image and image→text, of every fold.
+
+    A text's right answer is its one picture; a picture's are all of its texts, and the best of
+    them counts. Pictures without a text are asked nothing but may be wrong answers. Memory beyond
+    the vectors is bounded: scores are computed block by block.
+
+    Args:
+        images: `float[n, dim]` (half or single precision), unit rows.
+        texts: `float[m, dim]`, unit rows, at least one.
+        image_of: `int64[m]`, the row in `images` of each text's picture.
+        folds: how many equal parts are measured each by itself.
+        progress: called with how many texts are compared and how many there are.
+
+    Raises:
+        ValueError: a fold has no text.
+    """
     to_image, to_text = [], []
     done = 0
-    for pictures in np.array_split(np.arange(len(images)), sampling.folds):
-        mine = np.flatnonzero(np.isin(image_of, pictures)) if sampling.folds > 1 else slice(None)
-        captions = texts[mine]
-        if not len(pictures) or not len(captions):
-            raise ValueError(f"{sampling.folds} folds of {len(images)} pictures leave one empty")
-        first, before = int(pictures[0]), done
-        local = image_of[mine] - first
+    for fold in folds_of(len(images), image_of, folds):
         text_ranks, image_ranks = ranks_both_ways(
-            captions,
-            images[first : first + len(pictures)],
-            local,
-            lambda n, _, before=before: progress(before + n, len(texts)),  # type: ignore[misc]
+            texts[fold.texts] if folds > 1 else texts,  # a copy of all may not fit
+            images[fold.pictures],
+            fold.image_of,
+            lambda n, _, before=done: progress(before + n, len(texts)),  # type: ignore[misc]
         )
-        done += len(captions)
-        to_image.append((text_ranks, np.unique(local, return_inverse=True)[1]))
+        done += len(fold.texts)
+        to_image.append((text_ranks, np.unique(fold.image_of, return_inverse=True)[1]))
         to_text.append((image_ranks, np.arange(len(image_ranks))))
-    return summarise(to_image, sampling), summarise(to_text, sampling)
+    return to_image, to_text
 
 
 def summarise(parts: Sequence[Ranked], sampling: Sampling) -> Retrieval:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     Vectors = NDArray[np.float16] | NDArray[np.float32]
 
-__all__ = ["exact_scores", "kth_best_scores", "pair_scores", "ranks_both_ways"]
+__all__ = ["best_items", "exact_scores", "kth_best_scores", "pair_scores", "ranks_both_ways"]
 
 BLOCK = (1024, 4096)
 """Rows and columns of scores at once: 32 MiB in float64."""
@@ -78,6 +78,38 @@ def kth_best_scores(queries: Vectors, items: Vectors, k: int) -> NDArray[np.floa
         best[rows] = np.partition(both, -k, axis=1)[:, -k:]
     worst: NDArray[np.float64] = best.min(axis=1)
     return worst
+
+
+def best_items(
+    queries: Vectors,
+    items: Vectors,
+    k: int,
+    query_label: NDArray[np.int64],
+    item_label: NDArray[np.int64],
+) -> NDArray[np.int64]:
+    """Return `int64[q, min(k, n)]`, the rows of each query's best items, best first.
+
+    Of items with equal scores those that are right, whose label is the query's, come last, as in
+    `ranks_both_ways`; the others in the order of their rows.
+
+    Args:
+        queries: `float[q, dim]`.
+        items: `float[n, dim]`.
+        k: at least 1.
+        query_label: `int64[q]`.
+        item_label: `int64[n]`.
+    """
+    k = min(k, len(items))
+    best = np.empty((len(queries), k), dtype=np.int64)
+    rows_at_once = max(1, BLOCK[0] * BLOCK[1] // max(1, len(items)))
+    for start in range(0, len(queries), rows_at_once):
+        block = exact_scores(queries[start : start + rows_at_once], items)
+        least = np.partition(block, -k, axis=1)[:, -k]
+        for row, (scores, bound) in enumerate(zip(block, least, strict=True), start):
+            near = np.flatnonzero(scores >= bound)
+            right = item_label[near] == query_label[row]
+            best[row] = near[np.lexsort((near, right, -scores[near]))[:k]]
+    return best
 
 
 def pair_scores(

@@ -20,6 +20,7 @@ __all__ = [
     "Quantize",
     "Query",
     "QueryPart",
+    "Reranking",
     "Results",
     "SortKey",
     "Strategy",
@@ -293,6 +294,9 @@ class Hit:
         height: upright height in pixels.
         match: the probability (0 to 1) that the picture matches, where one text was asked.
         others: paths of near-duplicates and of the same burst, where answers are grouped.
+        rerank_score: what a reranker said of it, higher is better, where one read it: comparable
+            with those of the same answer only.
+        first_rank: its rank, from 1, before that.
     """
 
     rank: int
@@ -305,6 +309,8 @@ class Hit:
     height: int | None = None
     match: float | None = None
     others: tuple[str, ...] = ()
+    rerank_score: float | None = None
+    first_rank: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return one element of `results` in `query --json`."""
@@ -313,6 +319,8 @@ class Hit:
         fields: dict[str, Any] = {"rank": self.rank, "path": self.path, "score": score}
         if self.match is not None:
             fields["p_match"] = round(self.match, 4)
+        if self.rerank_score is not None:
+            fields |= {"rerank_score": self.rerank_score, "first_rank": self.first_rank}
         if self.others:
             fields["group"] = {"size": 1 + len(self.others), "others": list(self.others)}
         if self.caption is not None:
@@ -321,6 +329,46 @@ class Hit:
             "taken": self.taken_at.isoformat() if self.taken_at else None,
             "width": self.width,
             "height": self.height,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Reranking:
+    """How a reranker read the best answers of the first stage again.
+
+    Attributes:
+        model: the reranker's name, as `load_reranker` takes it.
+        depth: how many were to be read, where there are as many.
+        reranked: how many have a score of its.
+        late: how many have none because time was over.
+        unreadable: how many have none because their picture is gone or cannot be read.
+        budget_ms: the time it was given; None for all it takes.
+        took_ms: the time it took, reading pictures included.
+    """
+
+    model: str
+    depth: int
+    reranked: int = 0
+    late: int = 0
+    unreadable: int = 0
+    budget_ms: float | None = None
+    took_ms: float = 0.0
+
+    @property
+    def candidates(self) -> int:
+        """How many there were to read."""
+        return self.reranked + self.late + self.unreadable
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the object under `rerank` in `query --json`."""
+        return {
+            "model": self.model,
+            "depth": self.depth,
+            "reranked": self.reranked,
+            "late": self.late,
+            "unreadable": self.unreadable,
+            "budget_ms": self.budget_ms,
+            "took_ms": round(self.took_ms, 2),
         }
 
 
@@ -338,6 +386,7 @@ class Results:
         cut: the least probability of the best answer, where one was set.
         nearest: where nothing is above the cut, what comes nearest.
         where: the filter, as `--where` reads it.
+        rerank: what a reranker did, where one was asked.
     """
 
     query: Query
@@ -352,6 +401,7 @@ class Results:
     cut: float | None = None
     nearest: Hit | None = None
     where: str | None = None
+    rerank: Reranking | None = None
     schema: int = field(default=1, init=False)
 
     def file(self, hit: Hit) -> Path:
@@ -373,6 +423,7 @@ class Results:
             "adapter": self.adapter,
             "where": self.where,
             "cut": self.cut,
+            "rerank": None if self.rerank is None else self.rerank.to_json(),
             "nearest": None if self.nearest is None else self.nearest.to_json(),
             "results": [hit.to_json() for hit in self.hits],
         }

@@ -24,10 +24,13 @@ def picture_bytes(file: Path) -> bytes:
     inside = read_inside(file)
     if inside is not None:
         return inside
-    if not file.exists():
-        raise MediaError("vanished", "it is gone since it was indexed")
-    if not file.is_file():
-        raise MediaError("unreadable", "it is no file any more")
+    try:
+        if not file.exists():
+            raise MediaError("vanished", "it is gone since it was indexed")
+        if not file.is_file():
+            raise MediaError("unreadable", "it is no file any more")
+    except OSError as error:
+        raise MediaError("unreadable", f"it cannot be looked at: {error.strerror}") from error
     return read_bytes(file)
 
 

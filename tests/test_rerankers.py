@@ -95,7 +95,7 @@ def test_a_new_order_keeps_everyone_and_those_without_a_score_as_they_stood(
 
 @pytest.mark.parametrize("name", ["slow", "hf", "hf:", "fast:x", "", "cross-encoder"])
 def test_an_unknown_reranker_names_those_there_are(name: str) -> None:
-    with pytest.raises(ModelError, match="Use 'fast', 'hf:NAME_OR_PATH'"):
+    with pytest.raises(ModelError, match="Use 'fast', a folder"):
         load_reranker(name)
 
 

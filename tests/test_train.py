@@ -23,7 +23,7 @@ pytest.importorskip("matplotlib")
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 from mmsearch.errors import MmsearchError  # noqa: E402
-from mmsearch.retrieval.commands.train import _stop_on_signal  # noqa: E402
+from mmsearch.retrieval.commands.train import stop_on_signal  # noqa: E402
 from mmsearch.retrieval.encoders.sources import load_dual_encoder  # noqa: E402
 from mmsearch.retrieval.training import session  # noqa: E402
 from mmsearch.retrieval.training.loop import Interrupted  # noqa: E402
@@ -223,7 +223,7 @@ def test_an_interrupt_saves_and_says_how_to_go_on(drawn, tiny, tmp_path):
 def test_an_interrupt_before_the_first_step_does_not_wait_for_it():
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        should_stop = _stop_on_signal()
+        should_stop = stop_on_signal()
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGTERM)
         assert not should_stop()

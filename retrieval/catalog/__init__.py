@@ -1,13 +1,15 @@
 """The catalog: one SQLite file that holds the truth about a library.
 
 Files, captions, their vectors (fp16), problems, the encoder's fingerprint and what `tune` learned.
-Everything else on disk (the FAISS files) is derived from it. A batch's rows and vectors are written
-in one transaction, so a vector without its file, or the reverse, cannot exist.
+Everything else on disk (FAISS files, what rerankers are spared) is derived from it. A batch's rows
+and vectors are written in one transaction, so a vector without its file, or the reverse, cannot
+exist.
 """
 
 from __future__ import annotations
 
 from mmsearch.retrieval.catalog.encoders import EncoderRow, UnembeddedFile
+from mmsearch.retrieval.catalog.regions import RegionStore
 from mmsearch.retrieval.catalog.snapshot import Snapshot, StoredPicture
 from mmsearch.retrieval.catalog.store import (
     AdapterRow,
@@ -27,6 +29,7 @@ __all__ = [
     "KnownFile",
     "KnownProblem",
     "LibraryRow",
+    "RegionStore",
     "Snapshot",
     "StoredPicture",
     "Transaction",

@@ -316,12 +316,17 @@ class Catalog:
                 for sha256, id_ in connection.execute(statement.where(file.size.in_(part)))
             }
 
-    def contents(self) -> dict[int, bytes]:
-        """Return the SHA-256 of every picture's content, by the picture's id."""
+    def contents(self, ids: Sequence[int] | None = None) -> dict[int, bytes]:
+        """Return the SHA-256 of pictures' contents by id; of every picture if no ids are given."""
         file = tables.file.c
+        statement = select(file.id, file.sha256)
+        some = (
+            [statement]
+            if ids is None
+            else [statement.where(file.id.in_(part)) for part in tables.in_parts(ids)]
+        )
         with self._connect() as connection:
-            rows = connection.execute(select(file.id, file.sha256))
-            return {id_: bytes(sha256) for id_, sha256 in rows}
+            return {id_: bytes(sha256) for one in some for id_, sha256 in connection.execute(one)}
 
     def captions_to_embed(self, encoder_id: int, limit: int) -> list[tuple[int, str]]:
         """Return up to `limit` captions (id, text) that this encoder has not embedded."""

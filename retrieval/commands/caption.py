@@ -10,6 +10,7 @@ import typer
 from mmsearch.retrieval.commands.options import (
     Json,
     LibraryOption,
+    Rerank,
     chosen_library,
     path_argument,
 )
@@ -47,6 +48,7 @@ def caption(
         ),
     ] = None,
     k: Annotated[int, typer.Option("-k", help="How many answers.")] = 5,
+    rerank: Rerank = None,
     library: LibraryOption = None,
     as_json: Json = False,
 ) -> None:
@@ -70,6 +72,8 @@ def caption(
     tags = tags or vocabulary is not None
     if model is not None and not tags:
         raise QueryError("--model finds tags: a library's captions are compared with its own.")
+    if rerank is not None and tags:
+        raise QueryError("--rerank reads a library's captions again, not tags: give one of both.")
     if tags and (model is not None or library is None):
         encoder = load_encoder(model or DEFAULT_MODEL, asking=True)
         _print_tags(image, encoder, vocabulary, k, as_json)
@@ -77,12 +81,12 @@ def caption(
     try:
         path = chosen_library(library)
     except LibraryNotFound:
-        say("No library here; tags instead of captions.")
+        say(f"No library here; tags instead of captions{_unranked(rerank)}.")
         _print_tags(image, load_encoder(asking=True), None, k, as_json)
         return
     with open_engine(path, device="cpu") as engine:
         if not tags and engine.library.catalog.counts().captions:
-            results = engine.search(image=image, to=Target.CAPTIONS, k=k)
+            results = engine.search(image=image, to=Target.CAPTIONS, k=k, rerank=rerank)
             if as_json:
                 print_json(results.to_json())
             else:
@@ -90,8 +94,12 @@ def caption(
             return
         encoder = engine.encoder
     if not tags:
-        say("This library has no captions; tags instead.")
+        say(f"This library has no captions; tags instead{_unranked(rerank)}.")
     _print_tags(image, encoder, vocabulary, k, as_json)
+
+
+def _unranked(rerank: str | None) -> str:
+    return "" if rerank is None else ", which are not reranked"
 
 
 def _print_tags(

@@ -10,6 +10,8 @@ import typer
 from mmsearch.retrieval.commands.options import (
     Json,
     LibraryOption,
+    Rerank,
+    RerankDepth,
     chosen_library,
     path_argument,
 )
@@ -24,8 +26,11 @@ if TYPE_CHECKING:
     from mmsearch.retrieval.evaluation import Evaluation
     from mmsearch.retrieval.index_quality import IndexQuality
     from mmsearch.retrieval.quality import Retrieval
+    from mmsearch.retrieval.rerank_quality import Gain
 
 __all__ = ["evaluate"]
+
+WAYS = "text→image", "image→text"
 
 
 def evaluate(
@@ -68,6 +73,8 @@ def evaluate(
     resamples: Annotated[
         int, typer.Option(min=0, help="Of the bootstrap that gives the intervals; 0 for none.")
     ] = 1000,
+    rerank: Rerank = None,
+    rerank_depth: RerankDepth = None,
     as_json: Json = False,
 ) -> None:
     """Measure how well captions find their pictures, and pictures their captions.
@@ -76,6 +83,7 @@ def evaluate(
     On a file of pairs:            mmsearch evaluate captions.tsv --images ./photos
     On a library's own captions:   mmsearch evaluate --library ./photos
     On pictures already indexed:   mmsearch evaluate captions.tsv --library ./photos
+    What a reranker gains:         mmsearch evaluate captions.tsv --images ./photos --rerank fast
     """  # noqa: D301 (the backspace keeps the lines apart)
     from mmsearch.retrieval import evaluation, library_evaluation
     from mmsearch.retrieval.encoders import DEFAULT_MODEL
@@ -92,11 +100,18 @@ def evaluate(
             "say where the pictures of PAIRS are, in one way: --images FOLDER embeds its files, "
             "--library FOLDER takes the vectors of a folder that was indexed"
         )
+    if rerank is None and rerank_depth is not None:
+        raise typer.BadParameter("--rerank-depth is about reranking: say --rerank NAME too")
     read_large_pictures()
     with progress_bar() as show:
         if pairs is None:
             report = library_evaluation.evaluate_library(
-                chosen_library(library), model=model, sampling=sampling, progress=show
+                chosen_library(library),
+                model=model,
+                sampling=sampling,
+                rerank=rerank,
+                rerank_depth=rerank_depth,
+                progress=show,
             )
         elif library is not None:
             report = library_evaluation.evaluate_pairs_in_library(
@@ -106,6 +121,8 @@ def evaluate(
                 gallery=gallery,
                 split=split,
                 sampling=sampling,
+                rerank=rerank,
+                rerank_depth=rerank_depth,
                 progress=show,
             )
         else:
@@ -117,6 +134,8 @@ def evaluate(
                 gallery=gallery,
                 split=split,
                 sampling=sampling,
+                rerank=rerank,
+                rerank_depth=rerank_depth,
                 progress=show,
             )
     if as_json:
@@ -125,7 +144,7 @@ def evaluate(
         _print_report(report)
 
 
-def _print_report(report: Evaluation) -> None:
+def _title(report: Evaluation) -> str:
     title = f"{report.model}: {report.images:,} pictures, {report.captions:,} captions"
     if report.library is not None:
         title += f" in {printable(str(report.library))}{', tuned' if report.tuned else ''}"
@@ -133,14 +152,34 @@ def _print_report(report: Evaluation) -> None:
         title += f", mean of {report.sampling.folds} folds"
     if report.sampling.resamples:
         title += f" (95 % intervals: {report.sampling.resamples:,} resamples of the pictures)"
-    typer.echo(title)
-    for name, way, index in (
-        ("text→image", report.text_to_image, report.image_index),
-        ("image→text", report.image_to_text, report.caption_index),
+    return title
+
+
+def _print_report(report: Evaluation) -> None:
+    typer.echo(_title(report))
+    reranked = report.reranked
+    afterwards: dict[str, tuple[Retrieval, Gain]] = {}
+    if reranked is not None:
+        both = reranked.text_to_image, reranked.image_to_text
+        afterwards = dict(zip(WAYS, zip(both, reranked.gains, strict=True), strict=True))
+    for name, way, index in zip(
+        WAYS,
+        (report.text_to_image, report.image_to_text),
+        (report.image_index, report.caption_index),
+        strict=True,
     ):
         typer.echo(f"{name}  {_figures(way)}")
+        if name in afterwards:
+            after, gain = afterwards[name]
+            typer.echo(f" reranked   {_figures(after)}")
+            typer.echo(f" gain       {_gained(gain)}")
         if index is not None:
             typer.echo(f" by index   {_index_figures(index, way)}")
+    if reranked is not None:
+        typer.echo(
+            f"{printable(reranked.model)} read the best {reranked.depth} answers: "
+            f"{reranked.pairs:,} pairs in {reranked.seconds:.1f} s"
+        )
     if report.latency is not None:
         for part, times in (("query", report.latency.whole), ("search", report.latency.search)):
             shown = "  ".join(f"{name} {value:.1f} ms" for name, value in times.items())
@@ -159,6 +198,19 @@ def _figures(way: Retrieval) -> str:
         if key in way.confidence:
             low, high = way.confidence[key]
             text += f" ({low:{digits}}–{high:{digits}})"
+        shown.append(text)
+    return "  ".join(shown)
+
+
+def _gained(gain: Gain) -> str:
+    shown = []
+    for name, value in gain.values.items():
+        if not name.startswith("R@"):
+            continue
+        text = f"{name} {value:+5.1f}"
+        if name in gain.confidence:
+            low, high = gain.confidence[name]
+            text += f" ({low:+.1f} to {high:+.1f})"
         shown.append(text)
     return "  ".join(shown)
 

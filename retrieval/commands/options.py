@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -15,8 +16,11 @@ __all__ = [
     "EXIT_NOTHING_MATCHED",
     "Json",
     "LibraryOption",
+    "Rerank",
+    "RerankDepth",
     "chosen_library",
     "described_search",
+    "milliseconds_argument",
     "path_argument",
 ]
 
@@ -42,6 +46,35 @@ LibraryOption = Annotated[
         metavar="FOLDER",
         help="The folder that was indexed. Without it: $MMSEARCH_LIBRARY, the nearest library "
         "here or above, the only one just below, or the one indexed last.",
+    ),
+]
+
+
+def milliseconds_argument(text: str) -> float:
+    """Parse a time, `200ms` or `0.5s`, into milliseconds; anything else is a usage error."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|s)", text.strip(), re.ASCII)
+    if found is None:
+        raise typer.BadParameter(f"'{text}' is no time: say 200ms, 0.5s or 1s")
+    return float(found[1]) * (1000 if found[2] == "s" else 1)
+
+
+Rerank = Annotated[
+    str | None,
+    typer.Option(
+        "--rerank",
+        metavar="NAME",
+        help="Read the best answers again, words and picture together: fast, "
+        "hf:NAME_OR_PATH or cross-encoder:NAME_OR_PATH.",
+    ),
+]
+RerankDepth = Annotated[
+    int | None,
+    typer.Option(
+        "--rerank-depth",
+        metavar="N",
+        min=1,
+        help="How many of the best are read again.",
+        show_default="50",
     ),
 ]
 

@@ -10,7 +10,10 @@ import typer
 from mmsearch.retrieval.commands.options import (
     EXIT_NOTHING_MATCHED,
     LibraryOption,
+    Rerank,
+    RerankDepth,
     chosen_library,
+    milliseconds_argument,
     path_argument,
 )
 from mmsearch.retrieval.commands.showing import Showing, with_showing
@@ -73,6 +76,16 @@ def query(
         bool,
         typer.Option("--words/--no-words", help="Count words in captions and names as well."),
     ] = True,
+    rerank: Rerank = None,
+    rerank_depth: RerankDepth = None,
+    rerank_budget: Annotated[
+        float | None,
+        typer.Option(
+            parser=milliseconds_argument,
+            metavar="TIME",
+            help="The time that reranking may take, 200ms or 1s; what is left keeps its order.",
+        ),
+    ] = None,
     library: LibraryOption = None,
     *,
     showing: Showing,
@@ -85,6 +98,7 @@ def query(
               mmsearch query "but in green" --image sofa.jpg
               mmsearch query "dog AND beach NOT people" after:2023-06 folder:2023/
               mmsearch query "receipt" --where "width > height" --sort date
+              mmsearch query "a dog on a sofa" --rerank fast
     """  # noqa: D301 (the backspace keeps the lines apart)
     from mmsearch.errors import QueryError
     from mmsearch.retrieval.engine import open_engine
@@ -95,7 +109,11 @@ def query(
         raise QueryError(f"-k must be at least 1, not {k}.")
     if text is not None and not text.strip():
         raise QueryError('The query is empty. Describe a picture: "a dog on a beach".')
-    if image:
+    if rerank is None and (rerank_depth is not None or rerank_budget is not None):
+        raise typer.BadParameter(
+            "--rerank-depth and --rerank-budget are about reranking: say --rerank NAME too"
+        )
+    if image or rerank is not None:
         read_large_pictures()
     words, inline = (None, None) if text is None else split_inline(text)
     filter_ = Filter.all_of([inline, None if where is None else parse_where(where)])
@@ -116,6 +134,9 @@ def query(
             group=group and pictures,
             diversity=diversity,
             words=words_too,
+            rerank=rerank,
+            rerank_depth=rerank_depth,
+            rerank_budget_ms=rerank_budget,
         )
     showing(results)
     if not results.hits:

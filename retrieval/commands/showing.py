@@ -30,6 +30,7 @@ from mmsearch.errors import MmsearchError
 from mmsearch.retrieval.commands.options import Json, described_search, path_argument
 from mmsearch.retrieval.listing import (
     cells_of,
+    described_reranking,
     each_picture_once,
     field_names,
     record_of,
@@ -308,8 +309,13 @@ def print_table(results: Results) -> None:
 
 
 def _say_summary(results: Results) -> None:
-    search = described_search(results.exact, results.recall)
-    say(f"{len(results.hits)} of {results.considered:,} · {search} · {results.took_ms:.0f} ms")
+    facts = [
+        f"{len(results.hits)} of {results.considered:,}",
+        described_search(results.exact, results.recall),
+        *([described_reranking(results.rerank)] if results.rerank is not None else []),
+        f"{results.took_ms:.0f} ms",
+    ]
+    say(" · ".join(facts))
 
 
 def _print_paths(results: Results, end: bytes = b"\n") -> None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from mmsearch.retrieval.training.loop import Row
     from mmsearch.retrieval.training.report import TrainingReport
 
-__all__ = ["train"]
+__all__ = ["stop_on_signal", "train"]
 
 _DEFAULT = Recipe()
 
@@ -207,7 +207,7 @@ def train(
                     quantize=quantize,
                     progress=show,
                     on_validation=_say_validation,
-                    should_stop=_stop_on_signal(),
+                    should_stop=stop_on_signal(),
                 ),
             )
     except Interrupted as stopped:
@@ -228,7 +228,7 @@ def _weight(given: float | None, source: object, usual: float) -> float:
     return given if given is not None else usual if source is not None else 0.0
 
 
-def _stop_on_signal() -> Callable[[], bool]:
+def stop_on_signal() -> Callable[[], bool]:
     """Finish the step on the first Ctrl-C or polite kill; the second one ends at once.
 
     Weights that were half updated must not be saved. Before the first step nothing can be, so that

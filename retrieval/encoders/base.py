@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from mmsearch.retrieval.preprocess import Box, ImagePreprocess
     from mmsearch.retrieval.schema import EncoderSpec
 
-__all__ = ["Encoder", "canonical"]
+__all__ = ["Encoder", "canonical", "unit_rows"]
 
 
 class Encoder(ABC):
@@ -114,10 +114,14 @@ class Encoder(ABC):
         ]
         if not parts:
             return np.empty((0, self.dim), dtype=np.float32)
-        vectors: NDArray[np.float32] = np.concatenate(parts).astype(np.float32, copy=False)
-        # Unit length is this contract's promise, whatever precision the tower worked in.
-        vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-        return vectors
+        return unit_rows(np.concatenate(parts))
+
+
+def unit_rows(vectors: NDArray[Any]) -> NDArray[np.float32]:
+    """Return `float32[n, dim]` with rows of unit length, whatever precision a tower worked in."""
+    rows: NDArray[np.float32] = vectors.astype(np.float32, copy=False)
+    rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+    return rows
 
 
 def canonical(preprocess: ImagePreprocess, texts: TextPreprocess) -> str:

@@ -19,7 +19,7 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    Tower = Callable[[NDArray[Any]], NDArray[np.float32]]
+    Tower = Callable[[NDArray[Any]], list[NDArray[np.float32]]]
 
 __all__ = ["LEAST_COSINE", "faster_tower"]
 
@@ -38,6 +38,8 @@ def faster_tower(
     """Return the tower in bfloat16; None where it is not to be had, not right or not faster.
 
     Never where the environment variable `MMSEARCH_BFLOAT16` is 0.
+
+    It returns every output of the model; the first is the vectors.
 
     Args:
         model: the ONNX file.
@@ -58,13 +60,13 @@ def faster_tower(
         settings = {"INFERENCE_PRECISION_HINT": "bf16", "PERFORMANCE_HINT": "LATENCY"}
         compiled = core.compile_model(core.read_model(model), "CPU", settings)
 
-        def tower(pixels: NDArray[Any]) -> NDArray[np.float32]:
+        def tower(pixels: NDArray[Any]) -> list[NDArray[np.float32]]:
             # A request of its own for each call: threads may share a tower, not a request.
             answer = compiled.create_infer_request().infer({0: pixels})
-            return np.array(answer[0], dtype=np.float32)
+            return [np.array(answer[i], dtype=np.float32) for i in range(len(compiled.outputs))]
 
         # The first run also prepares for the shape of the batch.
-        cosines = _cosines(tower(pixels), expected)
+        cosines = _cosines(tower(pixels)[0], expected)
         started = time.perf_counter()
         tower(pixels)
         took = time.perf_counter() - started

@@ -22,14 +22,18 @@ OPSET = 17
 
 
 def export_graph(
-    module: nn.Module, inputs: dict[str, torch.Tensor], axes: dict[str, dict[int, str]]
+    module: nn.Module,
+    inputs: dict[str, torch.Tensor],
+    axes: dict[str, dict[int, str]],
+    output: str = "embedding",
 ) -> onnx.ModelProto:
-    """Return a module's graph in float32, with one output, `embedding` float32[n, dim].
+    """Return a module's graph in float32, with one output of `n` rows.
 
     Args:
         module: takes the inputs in their order; set to evaluation.
         inputs: examples, at least two rows each.
         axes: which sides of the inputs may change, and what they are called.
+        output: what the output is called.
     """
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -46,8 +50,8 @@ def export_graph(
             tuple(inputs.values()),
             path,
             input_names=list(inputs),
-            output_names=["embedding"],
-            dynamic_axes={**axes, "embedding": {0: "n"}},
+            output_names=[output],
+            dynamic_axes={**axes, output: {0: "n"}},
             opset_version=OPSET,
             dynamo=False,
         )

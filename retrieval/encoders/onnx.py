@@ -11,14 +11,13 @@
 The image tower reads `pixels` uint8[n, size, size, 3], the text tower `input_ids` and
 `attention_mask` int64[n, t], or the first alone; both return `embedding` float32[n, dim].
 `text` may also say `padding` and `clean`, see `TextPreprocess`. Whoever embeds many pictures may
-get them in bfloat16 after a while, see `bfloat16`.
+get them in bfloat16 after a while, see `image_tower`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -29,8 +28,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmsearch.errors import ModelError
-from mmsearch.retrieval.encoders.base import Encoder, canonical
-from mmsearch.retrieval.encoders.bfloat16 import faster_tower
+from mmsearch.retrieval.encoders.base import Encoder, canonical, unit_rows
+from mmsearch.retrieval.encoders.image_tower import ImageTower, session
+from mmsearch.retrieval.encoders.inner_outputs import with_outputs
 from mmsearch.retrieval.encoders.tokens import TextPreprocess
 from mmsearch.retrieval.preprocess import ImagePreprocess
 from mmsearch.retrieval.schema import EncoderSpec
@@ -39,19 +39,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL import Image
 
-    from mmsearch.retrieval.encoders.bfloat16 import Tower
     from mmsearch.retrieval.encoders.regions import Regions
     from mmsearch.retrieval.preprocess import Box
 
 __all__ = ["OnnxEncoder"]
 
 FORMAT = 1
-
-MANY = 128
-"""Pictures embedded before another way is tried, which costs as much as a few batches."""
-
-BATCH = 8
-"""Fewer pictures at once are questions, of which none should wait for that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,8 +120,8 @@ class OnnxEncoder(Encoder):
             ) from error
         self._spec = spec or self._config.spec
         self._lock = Lock()
-        self._embedded = 0
-        self._in_bfloat16: Tower | None = None
+        self._towers: dict[tuple[str, ...], ImageTower] = {}
+        self._text_towers: dict[tuple[str, ...], Any] = {}
 
     @property
     def spec(self) -> EncoderSpec:
@@ -163,53 +156,76 @@ class OnnxEncoder(Encoder):
         data: bytes = self._load(part, bytes)
         return data
 
+    def look(
+        self, pixels: Sequence[NDArray[Any]], inner: Sequence[str]
+    ) -> tuple[NDArray[np.float32], list[NDArray[np.float32]]]:
+        """Embed prepared pictures, and return inner tensors of the image tower beside the vectors.
+
+        Args:
+            pixels: at least one picture.
+            inner: names of the tensors in the graph, each `[n, …]`.
+        """
+        tower = self._tower(tuple(inner))
+        parts = [
+            tower(np.stack(pixels[start : start + self.batch_size]))
+            for start in range(0, len(pixels), self.batch_size)
+        ]
+        vectors, *others = (np.concatenate(some) for some in zip(*parts, strict=True))
+        return unit_rows(vectors), others
+
+    def read_words(
+        self, texts: Sequence[str], inner: Sequence[str]
+    ) -> tuple[NDArray[np.int64], list[NDArray[np.float32]]]:
+        """Return inner tensors of the text tower for texts that are padded to the longest.
+
+        Args:
+            texts: at least one.
+            inner: names of the tensors in the graph, each `[n, t, …]`.
+
+        Returns:
+            `int64[n, t]`, 1 where a text has a token, and the tensors.
+        """
+        mask, (_, *others) = self._run_text(texts, tuple(inner))
+        return mask, others
+
     def _encode_pixels(self, pixels: NDArray[Any]) -> NDArray[np.float32]:
-        if self._in_bfloat16 is not None:
-            return self._in_bfloat16(pixels)
-        started = time.perf_counter()
-        embedding: NDArray[np.float32] = self._image_tower.run(None, {"pixels": pixels})[0]
-        seconds = time.perf_counter() - started
-        if len(pixels) < BATCH:
-            return embedding
-        before, self._embedded = self._embedded, self._embedded + len(pixels)
-        if before < MANY <= self._embedded:
-            self._in_bfloat16 = self._load(
-                "image",
-                partial(faster_tower, pixels=pixels, expected=embedding, seconds=seconds),
-            )
-            if self._in_bfloat16 is not None:
-                # And the memory it holds; it loads again if another thread is just about to.
-                self.__dict__.pop("_image_tower", None)
-        return embedding
+        return self._tower(())(pixels)[0]
 
     def _encode_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        return self._run_text(texts, ())[1][0]
+
+    def _run_text(
+        self, texts: Sequence[str], inner: tuple[str, ...]
+    ) -> tuple[NDArray[np.int64], list[NDArray[np.float32]]]:
+        """Return the mask of the tokens, the vectors, and the inner tensors."""
         ids, mask = self._config.texts(self._tokenizer, texts)
         feed = {"input_ids": ids, "attention_mask": mask}
+        tower = self._text_tower(inner)
         # A tower that tells padding by its id has no input for the mask.
-        taken = {value.name for value in self._text_tower.get_inputs()}
-        embedding: NDArray[np.float32] = self._text_tower.run(
-            None, {name: values for name, values in feed.items() if name in taken}
-        )[0]
-        return embedding
+        taken = {value.name for value in tower.get_inputs()}
+        outputs = tower.run(None, {name: values for name, values in feed.items() if name in taken})
+        return mask, outputs
 
-    @cached_property
-    def _image_tower(self) -> Any:  # noqa: ANN401
-        return self._load("image", _session)
+    def _tower(self, inner: tuple[str, ...]) -> ImageTower:
+        return self._towers.setdefault(inner, ImageTower(partial(self._load, "image"), inner))
 
     @cached_property
     def _regions(self) -> Regions | None:
-        from mmsearch.retrieval.encoders.inner_outputs import with_outputs
         from mmsearch.retrieval.encoders.regions import INNER, Regions
 
         data = self.read("image")
         # Towers of other models have no such tensors.
         if not all(name.encode() in data for name in INNER):
             return None
-        return Regions(_session(with_outputs(data, INNER)))
+        return Regions(session(with_outputs(data, INNER)))
 
-    @cached_property
-    def _text_tower(self) -> Any:  # noqa: ANN401
-        return self._load("text", _session)
+    def _text_tower(self, inner: tuple[str, ...]) -> Any:  # noqa: ANN401
+        # Two threads that come first both load it, and to the same end.
+        tower = self._text_towers.get(inner)
+        if tower is None:
+            tower = self._load("text", lambda data: session(with_outputs(data, inner)))
+            self._text_towers[inner] = tower
+        return tower
 
     @cached_property
     def _tokenizer(self) -> Any:  # noqa: ANN401
@@ -233,16 +249,6 @@ class OnnxEncoder(Encoder):
                     f"differs): it is damaged or was altered. {self._advice}"
                 )
             return make(data)
-
-
-def _session(data: bytes) -> Any:  # noqa: ANN401
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    # Threads that spin while they wait would take the cores that decode pictures.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
 
 
 def _fingerprint(sha256: dict[str, str]) -> str:

@@ -79,7 +79,7 @@ class Speed:
 
 def measure(encoder: Encoder, *, seconds: float = SECONDS) -> Speed:
     """Measure both towers of an encoder, loaded and, if that takes no age, settled."""
-    from mmsearch.retrieval.encoders.onnx import MANY
+    from mmsearch.retrieval.encoders.image_tower import MANY
     from mmsearch.retrieval.encoders.samples import sample_pictures, sample_texts
 
     samples = [encoder.prepare(image) for image in sample_pictures()]

@@ -22,7 +22,7 @@ DEPTH = 50
 """How many of the best answers are reranked, if nobody says otherwise."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(eq=False, slots=True)
 class View:
     """A picture as a reranker is given it.
 
@@ -30,7 +30,8 @@ class View:
         key: equal for views of one picture.
         open: decodes it, upright and RGB, its shortest side at least so many pixels where it has
             them; raises MediaError.
-        regions: what the library stores about its parts for the bundled reranker, if anything.
+        regions: what `Reranker.regions` says of it, where that is known; a reranker that had to
+            find it out puts it here.
     """
 
     key: int | str
@@ -59,10 +60,12 @@ class Reranked:
         scores: `float32[n]`, one for each pair, higher is better, comparable within one call; NaN
             where there was no time left, or the picture could not be read.
         unread: what is wrong with pictures that could not be read.
+        late: for how many pairs there was no time left.
     """
 
     scores: NDArray[np.float32]
     unread: tuple[str, ...] = ()
+    late: int = 0
 
     @property
     def count(self) -> int:
@@ -78,6 +81,12 @@ class Reranker(ABC):
 
     batch_size = 8
     """Pairs scored at once: between two batches the clock is looked at."""
+
+    decode_size = 384
+    """Pixels of the shortest side, where they have them, of pictures given to `regions`."""
+
+    kind: str | None = None
+    """Names the bytes that `regions` gives: others make other bytes. None: nothing is kept."""
 
     @property
     @abstractmethod
@@ -96,14 +105,26 @@ class Reranker(ABC):
         scores = np.full(len(pairs), np.nan, dtype=np.float32)
         unread: list[str] = []
         slowest = 0.0
+        late = 0
         for start in range(0, len(pairs), self.batch_size):
             begun = time.perf_counter()
             if budget_s is not None and start and begun + slowest - started > budget_s:
+                late = len(pairs) - start
                 break
             batch = pairs[start : start + self.batch_size]
             scores[start : start + len(batch)] = self._readable(batch, unread)
             slowest = max(slowest, time.perf_counter() - begun)
-        return Reranked(scores, tuple(dict.fromkeys(unread)))
+        return Reranked(scores, tuple(dict.fromkeys(unread)), late)
+
+    def regions(self, images: Sequence[Image.Image]) -> list[NDArray[np.uint8]] | None:
+        """Return what `View.regions` gives back later, so that a picture is read once only.
+
+        None where nothing is worth keeping, and then for all pictures alike.
+
+        Args:
+            images: upright RGB, at most `batch_size`.
+        """
+        return None
 
     def _readable(self, batch: Sequence[Pair], unread: list[str]) -> NDArray[np.float32]:
         """Score a batch; where a picture cannot be read, the others one by one."""

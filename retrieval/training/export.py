@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import secrets
 import shutil
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ from mmsearch.retrieval.schema import Quantize
 if TYPE_CHECKING:
     from mmsearch.retrieval.encoders.dual_encoder import DualEncoder
 
-__all__ = ["refuse_foreign", "save_model"]
+__all__ = ["put_whole", "refuse_foreign", "save_model"]
 
 OWN_FILES = frozenset(
     {
@@ -58,14 +59,29 @@ def save_model(
             files do not answer as the model does.
         OSError: the disk is full or read-only.
     """
-    folder = folder.absolute()
     refuse_foreign(folder)
+    put_whole(folder, OWN_FILES, lambda part: _write(model, part, extra or {}, Quantize(quantize)))
+
+
+def put_whole(folder: Path, own_files: Collection[str], write: Callable[[Path], None]) -> None:
+    """Make a folder that appears whole or not at all, in the place of a former one.
+
+    Args:
+        folder: where to; its parent is made if need be.
+        own_files: names that are not kept of a former folder.
+        write: fills the folder it is given.
+
+    Raises:
+        OSError: the disk is full or read-only.
+    """
+    folder = folder.absolute()
     folder.parent.mkdir(parents=True, exist_ok=True)
     part = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.part")
     part.mkdir()
     try:
-        _write(model, part, extra or {}, Quantize(quantize))
-        _replace(folder, part)
+        write(part)
+        sync(part)
+        _replace(folder, part, own_files)
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
@@ -85,23 +101,27 @@ def _write(model: DualEncoder, part: Path, extra: dict[str, Any], quantize: Quan
             "extra": extra,
         },
     )
-    sync(part)
 
 
-def refuse_foreign(folder: Path) -> None:
-    """Raise `ModelError` where a model cannot take the place of what is at `folder`."""
+def refuse_foreign(folder: Path, marks: Collection[str] = ("model.json", "encoder.json")) -> None:
+    """Raise `ModelError` where a model cannot take the place of what is at `folder`.
+
+    Args:
+        folder: where to.
+        marks: names of which a folder has one that may be replaced.
+    """
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise ModelError(f"{folder} is no folder. Give another place for the model.")
     if folder.is_dir():
         names = {path.name for path in folder.iterdir()}
-        if names and not names & {"model.json", "encoder.json"}:
+        if names and not names & set(marks):
             raise ModelError(
                 f"{folder} holds other files, and no model that could be replaced. Give a new or "
                 "empty folder."
             )
 
 
-def _replace(folder: Path, part: Path) -> None:
+def _replace(folder: Path, part: Path, own_files: Collection[str]) -> None:
     if not folder.exists():
         part.rename(folder)
     else:
@@ -109,7 +129,7 @@ def _replace(folder: Path, part: Path) -> None:
         folder.rename(former)
         part.rename(folder)
         for path in former.iterdir():
-            if path.name not in OWN_FILES:
+            if path.name not in own_files:
                 path.rename(folder / path.name)
         shutil.rmtree(former)
     sync(folder.parent)

@@ -41,7 +41,17 @@ from mmsearch.retrieval.training.validation import Validation
 if TYPE_CHECKING:
     from mmsearch.retrieval.encoders.dual_encoder import DualEncoder
 
-__all__ = ["Pairs", "Run", "TrainingReport", "train", "working_folder"]
+__all__ = [
+    "CHECKPOINT",
+    "Pairs",
+    "Run",
+    "TrainingReport",
+    "check_both",
+    "prepare_folder",
+    "read_both",
+    "train",
+    "working_folder",
+]
 
 CHECKPOINT = "checkpoint.safetensors"
 
@@ -97,6 +107,11 @@ class Run:
     progress: Callable[[str, int, int], None] = lambda *_: None
     on_validation: Callable[[Row], None] = lambda _: None
     should_stop: Callable[[], bool] = lambda: False
+
+    @property
+    def preparing(self) -> int:
+        """How many threads prepare pictures."""
+        return self.threads or min(8, os.cpu_count() or 1)
 
     def __post_init__(self) -> None:
         for option, value in (
@@ -166,18 +181,17 @@ def _train(
     device: torch.device,
 ) -> TrainingReport:
     started = time.perf_counter()
-    threads = run.threads or min(8, os.cpu_count() or 1)
     folder = working_folder(output)
-    _prepare_folder(folder, resume=run.resume)
+    prepare_folder(folder, resume=run.resume)
     # Whatever can be wrong is found before every picture is decoded, which takes a while.
-    corpus, held_out = _read(pairs)
+    corpus, held_out = read_both(pairs)
     imitated = load_encoder(teacher) if teacher is not None and recipe.distillation else None
     # Two processes that begin with different random heads would never agree.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         captions = [text for each in corpus.captions for text in each]
         model = load_dual_encoder(source, captions=captions)
-    corpus, held_out = _checked(pairs, corpus, held_out, recipe, threads, run)
+    corpus, held_out = check_both(pairs, corpus, held_out, seed=recipe.seed, run=run)
     classes = None
     if pairs.classes is not None and recipe.classes:
         classes, corpus = read_class_teacher(
@@ -186,7 +200,7 @@ def _train(
             pairs.images,
             held_out=held_out,
             check=lambda extra: extra.checked(
-                skip_broken=pairs.skip_broken, threads=threads, progress=run.progress
+                skip_broken=pairs.skip_broken, threads=run.preparing, progress=run.progress
             ),
         )
     prepare(model, corpus, recipe)
@@ -199,7 +213,9 @@ def _train(
     memory = Memory.empty(len(corpus), model.dim) if recipe.hard_negatives else None
     loop = TrainingLoop(
         model,
-        PairBatches(corpus, model, recipe, threads=threads, process=process(), classes=classes),
+        PairBatches(
+            corpus, model, recipe, threads=run.preparing, process=process(), classes=classes
+        ),
         recipe,
         heads=model.head_parameters(),
         objective=Objective(recipe, similarities),
@@ -232,7 +248,7 @@ def _train(
     return TrainingReport(output, outcome, record, is_first())
 
 
-def _read(pairs: Pairs) -> tuple[Corpus, Corpus | None]:
+def read_both(pairs: Pairs) -> tuple[Corpus, Corpus | None]:
     """Return the pairs to learn from, and those to measure with where they have a file."""
 
     def read(source: Path | str, split: str | None, default: str) -> Corpus:
@@ -244,24 +260,21 @@ def _read(pairs: Pairs) -> tuple[Corpus, Corpus | None]:
     return corpus, None if pairs.validation is None else read(pairs.validation, None, "val")
 
 
-def _checked(
-    pairs: Pairs,
-    corpus: Corpus,
-    held_out: Corpus | None,
-    recipe: Recipe,
-    threads: int,
-    run: Run,
+def check_both(
+    pairs: Pairs, corpus: Corpus, held_out: Corpus | None, *, seed: int, run: Run
 ) -> tuple[Corpus, Corpus | None]:
     """Decode every picture once, and hold some out where nothing is given to measure with."""
 
     def check(some: Corpus) -> Corpus:
-        return some.checked(skip_broken=pairs.skip_broken, threads=threads, progress=run.progress)
+        return some.checked(
+            skip_broken=pairs.skip_broken, threads=run.preparing, progress=run.progress
+        )
 
     corpus = check(corpus)
     if held_out is not None:
         held_out = check(held_out)
     elif pairs.held_out:
-        corpus, held_out = corpus.split(pairs.held_out, seed=recipe.seed)
+        corpus, held_out = corpus.split(pairs.held_out, seed=seed)
     needed = max(2, process()[1])
     if len(corpus) < needed:
         raise SourceError(
@@ -271,11 +284,17 @@ def _checked(
     return corpus, held_out
 
 
-def _prepare_folder(folder: Path, *, resume: bool) -> None:
+def prepare_folder(folder: Path, *, resume: bool, state: str = CHECKPOINT) -> None:
+    """Make the folder for the state of a training, or check that there is one to continue.
+
+    Raises:
+        TrainingError: there is none to continue, or one that was not completed.
+        StorageError: it cannot be made.
+    """
     # In every process: where one alone gave up, the others would wait for it.
     if resume:
-        Checkpoint.require(folder / CHECKPOINT)
-    elif (folder / CHECKPOINT).exists():
+        Checkpoint.require(folder / state)
+    elif (folder / state).exists():
         raise TrainingError(
             f"An earlier training of this model was not completed; its state is in {folder}. "
             f"Continue it with --resume, or give it up: rm -r {quoted(folder)}"
