@@ -198,7 +198,9 @@ def test_gradients_say_what_the_score_loses_where_a_cell_becomes_like_the_rest(f
     size = model.preprocess.size
     random = np.random.default_rng(1)
     pixels = random.integers(0, 256, (size, size, 3), dtype=np.uint8)
-    direction = random.normal(size=model.dim).astype(np.float32)
+    with torch.no_grad():
+        (vector,) = model.encode_images(torch.from_numpy(pixels[None]))
+    direction = random.normal(size=len(vector)).astype(np.float32)
     heat = gradient_map(model, pixels, direction)
     assert heat.shape == (2, 2)
     assert all(parameter.grad is None for parameter in model.parameters())
