@@ -82,7 +82,8 @@ def gradient_map(
     try:
         with torch.enable_grad():
             there = torch.from_numpy(pixels.copy()).unsqueeze(0).to(device)
-            score = model.encode_images(there)[0] @ torch.from_numpy(direction).to(device)
+            vector = model.encode_images(there)[0]
+            score = vector @ torch.from_numpy(direction).to(vector)
             gradients = torch.autograd.grad(score, seen, allow_unused=True) if seen else ()
     finally:
         for hook in hooks:

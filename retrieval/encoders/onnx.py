@@ -209,14 +209,6 @@ class OnnxEncoder(Encoder):
     def _tower(self, inner: tuple[str, ...]) -> ImageTower:
         return self._towers.setdefault(inner, ImageTower(partial(self._load, "image"), inner))
 
-    def _text_tower(self, inner: tuple[str, ...]) -> Any:  # noqa: ANN401
-        # Two threads that come first both load it, and to the same end.
-        tower = self._text_towers.get(inner)
-        if tower is None:
-            tower = self._load("text", lambda data: session(with_outputs(data, inner)))
-            self._text_towers[inner] = tower
-        return tower
-
     @cached_property
     def _regions(self) -> Regions | None:
         from mmsearch.retrieval.encoders.regions import INNER, Regions
@@ -226,6 +218,14 @@ class OnnxEncoder(Encoder):
         if not all(name.encode() in data for name in INNER):
             return None
         return Regions(session(with_outputs(data, INNER)))
+
+    def _text_tower(self, inner: tuple[str, ...]) -> Any:  # noqa: ANN401
+        # Two threads that come first both load it, and to the same end.
+        tower = self._text_towers.get(inner)
+        if tower is None:
+            tower = self._load("text", lambda data: session(with_outputs(data, inner)))
+            self._text_towers[inner] = tower
+        return tower
 
     @cached_property
     def _tokenizer(self) -> Any:  # noqa: ANN401
