@@ -15,7 +15,7 @@ from PIL import Image
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["ImagePreprocess", "Resize"]
+__all__ = ["KEPT", "ImagePreprocess", "Resize"]
 
 
 KEPT = 1.4
