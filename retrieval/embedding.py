@@ -42,7 +42,7 @@ class Progress:
     """How far a run is, for whoever shows it.
 
     Attributes:
-        stage: `scan`, `pictures`, `captions` or `index`.
+        stage: `scan`, `pictures`, `describe`, `captions` or `index`.
         done: how many of `total` are finished in this stage.
         remark: what holds the run up at present, in a few words; empty where there is nothing to
             say.

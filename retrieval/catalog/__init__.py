@@ -16,6 +16,7 @@ from mmsearch.retrieval.catalog.store import (
     KnownFile,
     KnownProblem,
     LibraryRow,
+    Undescribed,
 )
 from mmsearch.retrieval.catalog.transaction import Transaction
 
@@ -30,5 +31,6 @@ __all__ = [
     "Snapshot",
     "StoredPicture",
     "Transaction",
+    "Undescribed",
     "UnembeddedFile",
 ]
