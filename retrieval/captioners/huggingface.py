@@ -62,6 +62,9 @@ class BlipCaptioner(Captioner):
         self._model = model.to(device).eval()
         self._processor = processor
         self._label = label
+        # The first position is that of the token with which every caption begins.
+        positions = int(model.config.text_config.max_position_embeddings)
+        self._longest = min(MAX_TOKENS, positions - 2)
         sides = dict(processor.image_processor.size).values()
         self.decode_size = round(KEPT * max(int(side) for side in sides if side))
         if torch.device(device).type != "cpu":
@@ -82,7 +85,7 @@ class BlipCaptioner(Captioner):
             pixel_values=pixels["pixel_values"].to(self._model.device),
             num_beams=BEAMS,
             do_sample=False,
-            max_new_tokens=MAX_TOKENS,
+            max_new_tokens=self._longest,
         )
         texts = self._processor.tokenizer.batch_decode(tokens, skip_special_tokens=True)
         return [" ".join(text.split()) for text in texts]
