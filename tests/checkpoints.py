@@ -277,12 +277,18 @@ def write_matching(folder: Path, family: str):
 
 def write_captioner(folder: Path, seed: int = 0):
     """Write a BLIP that writes captions; return `(model, processor)`."""
+    import torch
     import transformers
 
     folder.mkdir(parents=True)
     model = transformers.BlipForConditionalGeneration(_blip())
     processor = _write_processor(folder, "Blip", size={"height": 32, "width": 32})
-    _telling(model, seed).save_pretrained(folder)
+    _telling(model, seed)
+    with torch.no_grad():
+        # Words only, as many as there may be: no caption is empty.
+        bias = model.text_decoder.cls.predictions.bias
+        bias[:5] = bias[len(MATCHING_WORDS) :] = -50.0
+    model.save_pretrained(folder)
     return model, processor
 
 

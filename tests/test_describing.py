@@ -80,7 +80,7 @@ def test_a_generated_caption_is_found_like_any_other(photos, encoder) -> None:
     index(photos, model=encoder, describe=ColourCaptioner())
     with mmsearch.open(photos, model=encoder) as library:
         hits = library.search(image=photos / "trip/blue.jpg", to="captions", k=1).hits
-    assert hits[0].text == "something blue by colours@1"
+    assert hits[0].caption == "something blue by colours@1"
 
 
 def test_later_runs_keep_what_was_written_with_or_without_a_captioner(photos, encoder) -> None:
