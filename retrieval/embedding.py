@@ -43,8 +43,8 @@ class Progress:
     """How far a run is, for whoever shows it.
 
     Attributes:
-        stage: `scan`, `pictures`, `captions`, `names` (of things, that answers are weighed by) or
-            `index`.
+        stage: `scan`, `pictures`, `describe`, `captions`, `names` (of things, that answers are
+            weighed by) or `index`.
         done: how many of `total` are finished in this stage.
         remark: what holds the run up at present, in a few words; empty where there is nothing to
             say.

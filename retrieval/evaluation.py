@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mmsearch.errors import MediaError, SourceError
+from mmsearch.retrieval.bleu import bleu, words
+from mmsearch.retrieval.captioners import load_captioner
 from mmsearch.retrieval.encoders import DEFAULT_MODEL, Encoder, load_encoder
 from mmsearch.retrieval.media import load_rgb
 from mmsearch.retrieval.pairs import Pair, find_picture, locate_all, read_pairs
@@ -20,6 +22,7 @@ from mmsearch.retrieval.scan import scan
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from mmsearch.retrieval.captioners import Captioner
     from mmsearch.retrieval.index_quality import IndexQuality, Latency
     from mmsearch.retrieval.ranking import Vectors
     from mmsearch.retrieval.rerank_quality import RerankQuality, SecondLook
@@ -42,8 +45,8 @@ DEFAULT_SPLIT = "test"
 """Of a file with splits: what published figures are measured on."""
 
 Progress = Callable[[str, int, int], None]
-"""Told a stage (`pictures`, `captions`, `scores`, `reranking`, `index`), how much is done and how
-much there is."""
+"""Told a stage (`pictures`, `captions`, `scores`, `reranking`, `describe`, `index`), how much is done
+and how much there is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +63,8 @@ class Evaluation:
         caption_index: image→text through the library's index.
         latency: of a text query to the library.
         reranked: what a reranker makes of both directions.
+        bleu: BLEU-1 to BLEU-4, 0 to 100, of what a captioner writes about the pictures.
+        captioner: which one.
     """
 
     model: str
@@ -74,6 +79,8 @@ class Evaluation:
     caption_index: IndexQuality | None = None
     latency: Latency | None = None
     reranked: RerankQuality | None = None
+    bleu: dict[str, float] | None = None
+    captioner: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the object that `evaluate --json` prints."""
@@ -93,6 +100,8 @@ class Evaluation:
         fields |= self.sampling.to_json()
         if self.latency is not None:
             fields["latency_ms"] = self.latency.to_json()
+        if self.bleu is not None:
+            fields |= {"captioner": self.captioner, "bleu": self.bleu}
         return fields
 
 
@@ -103,6 +112,7 @@ def evaluate(
     model: str | Path | Encoder = DEFAULT_MODEL,
     gallery: bool = False,
     split: str | None = None,
+    describe: str | Path | Captioner | None = None,
     sampling: Sampling | None = None,
     rerank: str | Path | Reranker | None = None,
     rerank_depth: int | None = None,
@@ -118,6 +128,8 @@ def evaluate(
         gallery: let every picture of the folder take part as a possible answer, not only those
             that have captions.
         split: of a file with splits; `test` when not given.
+        describe: a captioner, see `load_captioner`, whose captions of the pictures are measured by
+            BLEU against those of the pairs.
         sampling: the intervals and folds wanted; 95 % intervals from 1,000 resamples when not
             given.
         rerank: a reranker to measure beside it, see `load_reranker`.
@@ -156,15 +168,32 @@ def evaluate(
         second,
         notify,
     )
-    return Evaluation(
-        model=encoder.spec.label,
-        images=len(pictures),
-        captions=len(rows),
-        text_to_image=to_image,
-        image_to_text=to_text,
-        sampling=sampling,
-        reranked=reranked,
+    label = encoder.spec.label
+    found = Evaluation(
+        label, len(pictures), len(rows), to_image, to_text, sampling, reranked=reranked
     )
+    if describe is None:
+        return found
+    captioner = load_captioner(describe)
+    references: dict[Path, list[list[str]]] = {}
+    for path, pair in zip(named, rows, strict=True):
+        references.setdefault(path, []).append(words(pair.caption))
+    texts = _described(captioner, list(references), notify)
+    figures = bleu([words(text) for text in texts], list(references.values()))
+    return replace(found, bleu=figures, captioner=captioner.label)
+
+
+def _described(captioner: Captioner, pictures: list[Path], progress: Progress) -> list[str]:
+    texts: list[str] = []
+    for start in range(0, len(pictures), captioner.batch_size):
+        progress("describe", start, len(pictures))
+        batch = pictures[start : start + captioner.batch_size]
+        # All of them could be read a moment ago.
+        texts += captioner.describe(
+            [load_rgb(path, at_least=captioner.decode_size) for path in batch]
+        )
+    progress("describe", len(pictures), len(pictures))
+    return texts
 
 
 def second_look(

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from mmsearch.errors import MediaError, ModelMismatch, SourceError, quoted
 from mmsearch.retrieval import null_distribution
 from mmsearch.retrieval.containers import is_there
+from mmsearch.retrieval.describing import describe_pictures
 from mmsearch.retrieval.embedding import Embedded, Progress, embed_captions, embed_files
 from mmsearch.retrieval.encoders import DEFAULT_MODEL, Encoder, load_encoder
 from mmsearch.retrieval.library import Library
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL.Image import Image
 
+    from mmsearch.retrieval.captioners import Captioner
     from mmsearch.retrieval.catalog import KnownFile, KnownProblem, Transaction
 
 __all__ = ["IndexReport", "Progress", "Run", "expanded", "index"]
@@ -57,6 +59,7 @@ class IndexReport:
         problems: files that could not be indexed, in this or an earlier run.
         files: pictures the library holds now.
         captions: captions the library holds now.
+        described: pictures about which a model wrote a caption in this run.
         unmatched: rows of the captions file whose picture is not in the library.
         embedded: pictures that went through the encoder.
         seconds: the whole run.
@@ -75,6 +78,7 @@ class IndexReport:
     problems: int = 0
     files: int = 0
     captions: int = 0
+    described: int = 0
     unmatched: list[str] = field(default_factory=list)
     embedded: int = 0
     seconds: float = 0.0
@@ -95,6 +99,7 @@ class IndexReport:
             "problems": self.problems,
             "files": self.files,
             "captions": self.captions,
+            "described": self.described,
             "captions_unmatched": len(self.unmatched),
             "embedded": self.embedded,
             "seconds": round(self.seconds, 3),
@@ -110,6 +115,7 @@ def index(
     root: Path | str | None = None,
     model: str | Path | Encoder | None = None,
     captions: Path | str | None = None,
+    describe: str | Path | Captioner | None = None,
     retry: bool = False,
     progress: Callable[[Progress], None] | None = None,
 ) -> IndexReport:
@@ -125,11 +131,16 @@ def index(
             `migrate`).
         captions: a file of (picture, caption) pairs, see `read_pairs`; replaces what a file of
             the same name gave before.
+        describe: a model that writes captions of pictures which have none of people's own, see
+            `load_captioner`. What it wrote stays in later runs, with or without it, until the
+            picture changes or gets a caption of its own.
         retry: read files again that could not be indexed before.
         progress: called often, from this thread.
 
     Raises:
         SourceError: the folder or the captions file cannot be used, or holds no picture.
+        ModelError: a model cannot be used.
+        MissingExtra: the extra `models` is missing.
         ModelMismatch: another model than the library's.
         LibraryLocked: another process is indexing this library.
         StorageError: the disk is full or read-only.
@@ -157,6 +168,8 @@ def index(
                 run.captions_file(pairs_file, [(pair.path, pair.caption) for pair in pairs])
             if seen.captions:
                 run.captions_file(source, seen.captions)
+            if describe is not None:
+                run.describe(describe)
             run.embed_captions()
             run.finish()
         run.report.seconds = time.perf_counter() - started
@@ -262,6 +275,12 @@ class Run:
         with self.catalog.write() as transaction:
             for file_id, captions in by_file.items():
                 transaction.set_captions(file_id, captions, sources=[name])
+
+    def describe(self, model: str | Path | Captioner) -> None:
+        """Have a model write captions of pictures without any."""
+        self.report.described = describe_pictures(
+            self.library.root, self.catalog, model, pace=self.pace, progress=self.progress
+        )
 
     def embed_captions(self) -> None:
         """Embed every caption that this encoder has not seen."""

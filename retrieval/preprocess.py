@@ -15,7 +15,7 @@ from PIL import Image
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["Box", "ImagePreprocess", "Resize"]
+__all__ = ["KEPT", "Box", "ImagePreprocess", "Resize"]
 
 Box = tuple[float, float, float, float]
 """Left, top, right and bottom, as shares of a picture's width and height."""

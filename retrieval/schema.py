@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 __all__ = [
+    "GENERATED",
     "Basis",
     "Caption",
     "EncoderSpec",
@@ -79,12 +80,21 @@ def tell_apart(first: EncoderSpec, second: EncoderSpec) -> tuple[str, str]:
     return tuple(f"{spec.label} ({spec.weights_sha256[:8]})" for spec in (first, second))  # type: ignore[return-value]
 
 
+GENERATED = "model:"
+"""How the sources of captions begin that a model wrote; its name and revision follow."""
+
+
 @dataclass(frozen=True, slots=True)
 class Caption:
     """A sentence about a picture and where it was found (`sidecar`, `xmp`, `file:pairs.tsv` …)."""
 
     text: str
     source: str
+
+    @property
+    def generated(self) -> bool:
+        """Whether a model wrote it."""
+        return self.source.startswith(GENERATED)
 
 
 @dataclass(frozen=True, slots=True)

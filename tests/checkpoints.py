@@ -215,3 +215,119 @@ def write_open_clip(folder: Path, changes: dict | None = None, **preprocess):
     fields = {"model_cfg": config, "preprocess_cfg": preprocess}
     (folder / "open_clip_config.json").write_text(json.dumps(fields))
     return model
+
+
+MATCHING_WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
+
+
+def _write_processor(folder: Path, kind: str, **options):
+    import transformers
+
+    vocabulary = {word: number for number, word in enumerate(MATCHING_WORDS)}
+    tokenizer = transformers.BertTokenizer(vocab=vocabulary, model_max_length=16)
+    pictures = getattr(transformers, f"{kind}ImageProcessor")(**options)
+    processor = getattr(transformers, f"{kind}Processor")(pictures, tokenizer)
+    processor.save_pretrained(folder)
+    return processor
+
+
+def _blip():
+    import transformers
+
+    text = {key: value for key, value in _TEXT.items() if key != "projection_dim"}
+    text |= {"encoder_hidden_size": 32, "bos_token_id": 2, "eos_token_id": 3, "sep_token_id": 3}
+    return transformers.BlipConfig(
+        vision_config=_VISION, text_config=text, projection_dim=24, image_text_hidden_size=24
+    )
+
+
+def _telling(model, seed: int = 0):
+    """Give a model weights with which its answers differ clearly."""
+    import torch
+
+    torch.manual_seed(seed)
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.3)
+    return model.eval()
+
+
+def write_matching(folder: Path, family: str):
+    """Write a model for image-text matching, `blip` or `vilt`; return `(model, processor)`."""
+    import transformers
+
+    folder.mkdir(parents=True)
+    if family == "blip":
+        model = transformers.BlipForImageTextRetrieval(_blip())
+        processor = _write_processor(folder, "Blip", size={"height": 32, "width": 32})
+    else:
+        parts = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+        config = transformers.ViltConfig(
+            **{name: _TEXT[name] for name in parts},
+            vocab_size=24,
+            max_position_embeddings=16,
+            image_size=64,
+            patch_size=16,
+        )
+        model = transformers.ViltForImageAndTextRetrieval(config)
+        processor = _write_processor(folder, "Vilt", size={"shortest_edge": 48}, size_divisor=16)
+    _telling(model).save_pretrained(folder)
+    return model, processor
+
+
+def write_captioner(folder: Path, seed: int = 0):
+    """Write a BLIP that writes captions; return `(model, processor)`."""
+    import torch
+    import transformers
+
+    folder.mkdir(parents=True)
+    model = transformers.BlipForConditionalGeneration(_blip())
+    processor = _write_processor(folder, "Blip", size={"height": 32, "width": 32})
+    _telling(model, seed)
+    with torch.no_grad():
+        # Words only, as many as there may be: no caption is empty.
+        bias = model.text_decoder.cls.predictions.bias
+        bias[:5] = bias[len(MATCHING_WORDS) :] = -50.0
+    model.save_pretrained(folder)
+    return model, processor
+
+
+def write_cross_encoder(folder: Path) -> None:
+    """Write a LLaVA that says yes or no, as sentence-transformers saves a cross-encoder."""
+    import torch
+    import transformers
+    from sentence_transformers import CrossEncoder
+    from sentence_transformers.base.modules import Transformer
+    from sentence_transformers.cross_encoder.modules import LogitScore
+
+    torch.manual_seed(0)
+    whole = folder / "llava"
+    whole.mkdir(parents=True)
+    tokenizer = write_tokenizer(whole, length=64)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    text = _TEXT | {"num_key_value_heads": 2, "max_position_embeddings": 64}
+    config = transformers.LlavaConfig(
+        vision_config=_VISION | {"model_type": "clip_vision_model"},
+        text_config=text | {"model_type": "llama"},
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        vision_feature_layer=-1,
+    )
+    _telling(transformers.LlavaForConditionalGeneration(config)).save_pretrained(whole)
+    transformers.LlavaProcessor(
+        transformers.CLIPImageProcessor(
+            size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
+        ),
+        tokenizer,
+        patch_size=16,
+        vision_feature_select_strategy="default",
+        chat_template=(
+            "{% for message in messages %}<s>{% for item in message['content'] %}"
+            "{% if item['type'] == 'image' %}<image>{% else %}{{ item['text'] }}{% endif %}"
+            "{% endfor %}</s>{% endfor %}"
+        ),
+        image_token="<image>",
+        num_additional_image_tokens=1,
+    ).save_pretrained(whole)
+    yes, no = tokenizer.convert_tokens_to_ids(["dog", "cat"])
+    parts = [Transformer(str(whole), transformer_task="any-to-any"), LogitScore(yes, no)]
+    CrossEncoder(modules=parts, device="cpu").save_pretrained(str(folder / "saved"))

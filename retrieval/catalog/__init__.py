@@ -18,6 +18,7 @@ from mmsearch.retrieval.catalog.store import (
     KnownFile,
     KnownProblem,
     LibraryRow,
+    Undescribed,
 )
 from mmsearch.retrieval.catalog.transaction import Transaction
 
@@ -33,5 +34,6 @@ __all__ = [
     "Snapshot",
     "StoredPicture",
     "Transaction",
+    "Undescribed",
     "UnembeddedFile",
 ]

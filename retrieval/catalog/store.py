@@ -36,7 +36,7 @@ from mmsearch.retrieval.catalog.encoders import (
 from mmsearch.retrieval.catalog.snapshot import Snapshot
 from mmsearch.retrieval.catalog.transaction import Transaction, files_with
 from mmsearch.retrieval.catalog.words import described, find_words
-from mmsearch.retrieval.schema import Hit, Problem, Target
+from mmsearch.retrieval.schema import GENERATED, Hit, Problem, Target
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -45,7 +45,15 @@ if TYPE_CHECKING:
     from mmsearch.retrieval.filters import Filter
     from mmsearch.retrieval.schema import EncoderSpec, SortKey
 
-__all__ = ["AdapterRow", "Catalog", "Counts", "KnownFile", "KnownProblem", "LibraryRow"]
+__all__ = [
+    "AdapterRow",
+    "Catalog",
+    "Counts",
+    "KnownFile",
+    "KnownProblem",
+    "LibraryRow",
+    "Undescribed",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -107,6 +115,19 @@ class KnownProblem:
     size: int
     mtime_ns: int
     kind: str
+
+
+@dataclass(frozen=True, slots=True)
+class Undescribed:
+    """A content about which nobody says anything.
+
+    Attributes:
+        path: one of its files.
+        ids: all of its pictures that lack a caption.
+    """
+
+    path: str
+    ids: list[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -421,9 +442,12 @@ class Catalog:
         return found, vectors.reshape(len(rows), dim)
 
     def captions(self) -> list[tuple[int, int, str]]:
-        """Return every caption by id: its id, its picture's id and its text."""
+        """Return people's captions by id: each one's id, its picture's id and its text."""
         caption = tables.caption.c
-        statement = select(caption.id, caption.file_id, caption.text).order_by(caption.id)
+        own = caption.source.not_like(f"{GENERATED}%")
+        statement = (
+            select(caption.id, caption.file_id, caption.text).where(own).order_by(caption.id)
+        )
         with self._connect() as connection:
             return [(id_, file_id, text) for id_, file_id, text in connection.execute(statement)]
 
@@ -535,6 +559,21 @@ class Catalog:
         statement = select(caption.file_id).where(caption.source == source).distinct()
         with self._connect() as connection:
             return list(connection.scalars(statement))
+
+    def undescribed(self, source: str) -> list[Undescribed]:
+        """Return, by path, pictures without a caption of people's own or of this source."""
+        file, caption = tables.file.c, tables.caption.c
+        enough = caption.source.not_like(f"{GENERATED}%") | (caption.source == source)
+        statement = (
+            select(file.sha256, file.id, file.path)
+            .where(file.id.not_in(select(caption.file_id).where(enough)))
+            .order_by(file.path)
+        )
+        found: dict[bytes, Undescribed] = {}
+        with self._connect() as connection:
+            for sha256, id_, path in connection.execute(statement):
+                found.setdefault(bytes(sha256), Undescribed(path, [])).ids.append(id_)
+        return list(found.values())
 
     def problems(self) -> list[Problem]:
         """Return every file that could not be indexed, by path."""

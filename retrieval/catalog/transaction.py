@@ -15,6 +15,7 @@ from sqlalchemy import text as sql
 
 from mmsearch.retrieval.catalog import tables
 from mmsearch.retrieval.catalog.words import put_file_words
+from mmsearch.retrieval.schema import GENERATED
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -96,7 +97,8 @@ class Transaction:
     def put_file(self, picture: Picture, encoder_id: int, vector: NDArray[np.float32]) -> int:
         """Add a picture with its `float32[dim]` vector, or replace what stood at its path.
 
-        Replacing content drops every vector of the old content. Returns the file's id.
+        Replacing content drops every vector of the old content, and what a model wrote about it.
+        Returns the file's id.
         """
         file, vectors = tables.file.c, tables.file_vector.c
         found = self._connection.execute(
@@ -111,6 +113,8 @@ class Transaction:
             stale = delete(tables.file_vector).where(vectors.file_id == id_)
             if sha256 == picture.sha256:
                 stale = stale.where(vectors.encoder_id == encoder_id)
+            else:
+                self._forget_generated(id_)
             self._connection.execute(stale)
         put_file_words(self._connection, id_, picture, new=found is None)
         self._put_vectors(tables.file_vector, "file_id", encoder_id, [id_], vector[None])
@@ -175,6 +179,8 @@ class Transaction:
     ) -> None:
         """Make `captions` the only ones of this picture from their sources.
 
+        What a model wrote goes as soon as there is a caption of people's own.
+
         Args:
             file_id: the picture.
             captions: what its sources say now; the first of them that gives a text keeps it.
@@ -191,7 +197,10 @@ class Transaction:
         wanted = {caption.text: caption.source for caption in reversed(captions)}
         stale = []
         for id_, text, source in rows:
-            ours = source in spoken_for if spoken_for is not None else source[:5] != "file:"
+            if spoken_for is None:
+                ours = not source.startswith(("file:", GENERATED))
+            else:
+                ours = source in spoken_for
             if ours and wanted.get(text) == source:
                 del wanted[text]
             elif ours:
@@ -209,6 +218,22 @@ class Transaction:
                     for text, source in wanted.items()
                 ],
             )
+        own = select(columns.id).where(
+            columns.file_id == file_id, columns.source.not_like(f"{GENERATED}%")
+        )
+        if self._connection.execute(own.limit(1)).first() is not None:
+            self._forget_generated(file_id)
+
+    def put_generated(self, file_id: int, caption: Caption) -> None:
+        """Store what a model wrote about a picture, in place of what another one did."""
+        self._forget_generated(file_id)
+        self.set_captions(file_id, [caption], sources=[caption.source])
+
+    def _forget_generated(self, file_id: int) -> None:
+        columns = tables.caption.c
+        written = columns.source.like(f"{GENERATED}%")
+        gone = delete(tables.caption).where(columns.file_id == file_id, written)
+        self._changed = self._connection.execute(gone).rowcount > 0 or self._changed
 
     def captions_to_embed(self, file_id: int, encoder_id: int) -> list[tuple[int, str]]:
         """Return the captions (id, text) of a picture that this encoder has not embedded."""

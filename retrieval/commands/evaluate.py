@@ -66,6 +66,14 @@ def evaluate(
         str | None,
         typer.Option(help="The part of a file with splits to take.", show_default="test"),
     ] = None,
+    describe: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="Also measure what a model writes about the pictures, by BLEU against PAIRS: "
+            "blip, hf:NAME_OR_PATH or a folder (extra models). Needs --images.",
+        ),
+    ] = None,
     folds: Annotated[
         int,
         typer.Option(min=1, help="Average over equal parts: 5 for COCO's 1K protocol."),
@@ -94,6 +102,11 @@ def evaluate(
         raise typer.BadParameter(
             "--images, --gallery, --split and --folds are about a file of pictures and captions: "
             "name it first, as in mmsearch evaluate PAIRS --images FOLDER"
+        )
+    if describe is not None and images is None:
+        raise typer.BadParameter(
+            "--describe writes captions of pictures that already have some: say which, as in "
+            "mmsearch evaluate PAIRS --images FOLDER --describe blip"
         )
     if pairs is not None and (images is None) == (library is None):
         raise typer.BadParameter(
@@ -133,6 +146,7 @@ def evaluate(
                 model=DEFAULT_MODEL if model is None else model,
                 gallery=gallery,
                 split=split,
+                describe=describe,
                 sampling=sampling,
                 rerank=rerank,
                 rerank_depth=rerank_depth,
@@ -184,6 +198,10 @@ def _print_report(report: Evaluation) -> None:
         for part, times in (("query", report.latency.whole), ("search", report.latency.search)):
             shown = "  ".join(f"{name} {value:.1f} ms" for name, value in times.items())
             typer.echo(f"{part:<10}  {shown}")
+
+    if report.bleu is not None:
+        shown = "  ".join(f"{name} {value:.1f}" for name, value in report.bleu.items())
+        typer.echo(f"{shown}  of captions by {printable(str(report.captioner))}")
 
 
 def _figures(way: Retrieval) -> str:

@@ -67,6 +67,14 @@ def index(
             "caption, or COCO's JSON.",
         ),
     ] = None,
+    describe: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="Write captions of pictures without any, with a model: blip, hf:NAME_OR_PATH or a "
+            "folder (extra models).",
+        ),
+    ] = None,
     retry: Annotated[
         bool, typer.Option("--retry", help="Read files again that could not be indexed before.")
     ] = False,
@@ -100,11 +108,15 @@ def index(
                 root=root,
                 model=model,
                 captions=captions,
+                describe=describe,
                 retry=retry,
                 progress=follow,
             )
     except KeyboardInterrupt:
-        saved = f"{last.done:,} of {last.total:,} new or changed {last.stage}"
+        what = "new or changed " + last.stage
+        if last.stage == "describe":
+            what = "pictures described"
+        saved = f"{last.done:,} of {last.total:,} {what}"
         say(
             f"Interrupted. Saved: {saved if last.total else 'nothing new yet'}. "
             "Run the same command to continue."
@@ -129,7 +141,8 @@ def _summary(report: IndexReport, path: Path) -> str:
     said = [f"{count:,} {name}" for name, count in changes.items() if count]
     parts.append(", ".join(said) if said else "nothing changed")
     if report.captions:
-        parts.append(f"{report.captions:,} captions")
+        written = f", {report.described:,} written now" if report.described else ""
+        parts.append(f"{report.captions:,} captions{written}")
     rate = f", {report.embedded / report.seconds:,.0f} pictures/s" if report.embedded else ""
     if rate and report.seconds >= WORTH_A_WORD_S and report.bottleneck:
         rate += f", {report.bottleneck}-bound"

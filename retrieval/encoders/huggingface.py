@@ -178,6 +178,7 @@ def read_weights(
     config: Any,  # noqa: ANN401
     *,
     optional: str | None = None,
+    names_only: bool = False,
 ) -> PreTrainedModel:
     """Return a model of transformers with all its weights, read from safetensors, in float32.
 
@@ -186,6 +187,7 @@ def read_weights(
         path: folder or hub repository.
         config: its configuration.
         optional: weights whose names begin so may be missing.
+        names_only: look whether all are there; the model that is returned has no numbers.
 
     Raises:
         ValueError: weights are missing.
@@ -197,7 +199,12 @@ def read_weights(
     logging.set_verbosity_error()
     try:
         model, report = auto.from_pretrained(
-            path, config=config, use_safetensors=True, output_loading_info=True, dtype=torch.float32
+            path,
+            config=config,
+            use_safetensors=True,
+            output_loading_info=True,
+            dtype=torch.float32,
+            device_map="meta" if names_only else None,
         )
     finally:
         logging.set_verbosity(talk)
