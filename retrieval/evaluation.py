@@ -45,8 +45,8 @@ DEFAULT_SPLIT = "test"
 """Of a file with splits: what published figures are measured on."""
 
 Progress = Callable[[str, int, int], None]
-"""Told a stage (`pictures`, `captions`, `scores`, `reranking`, `describe`, `index`), how much is done
-and how much there is."""
+"""Told a stage (`pictures`, `captions`, `scores`, `reranking`, `describe`, `index`), how much is
+done and how much there is."""
 
 
 @dataclass(frozen=True, slots=True)

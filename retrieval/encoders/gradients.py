@@ -18,7 +18,7 @@ class token the last but one, since only that token of the last block is read.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -84,7 +84,9 @@ def gradient_map(
             there = torch.from_numpy(pixels.copy()).unsqueeze(0).to(device)
             vector = model.encode_images(there)[0]
             score = vector @ torch.from_numpy(direction).to(vector)
-            gradients = torch.autograd.grad(score, seen, allow_unused=True) if seen else ()
+            gradients: Sequence[torch.Tensor | None] = ()
+            if seen:
+                gradients = torch.autograd.grad(score, seen, allow_unused=True)
     finally:
         for hook in hooks:
             hook.remove()

@@ -104,7 +104,7 @@ class _Blip(_Matcher):
             encoder_attention_mask=torch.ones(patches.shape[:2], device=patches.device),
         )
         # The log-odds of "matches" against "does not": unlike the probability it never saturates.
-        head = self.model.itm_head(read.last_hidden_state[:, 0])
+        head: torch.Tensor = self.model.itm_head(read.last_hidden_state[:, 0])
         return head[:, 1] - head[:, 0]
 
 
