@@ -341,7 +341,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> list[Darkness]:
     """Make `stand-in:SECONDS` a reranker; returns those that were loaded."""
     loaded: list[Darkness] = []
 
-    def load(rest: str) -> Darkness:
+    def load(rest: str, encoder: object) -> Darkness:
         if rest == "extra":
             raise MissingExtra("transformers", "models")
         loaded.append(Darkness(float(rest)))

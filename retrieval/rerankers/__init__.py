@@ -23,7 +23,8 @@ _MODULES = {
 }
 """Kind to module; each has `load(rest, encoder) -> Reranker`."""
 
-_NAMED = ("hf", "cross-encoder")
+_OWN = ("fast", "folder")
+"""Those that are not named `KIND:REST`."""
 
 
 def load_reranker(name: str | Path | Reranker = "fast", encoder: Encoder | None = None) -> Reranker:
@@ -53,7 +54,7 @@ def load_reranker(name: str | Path | Reranker = "fast", encoder: Encoder | None 
 
 def _parse(name: str) -> tuple[str, str]:
     kind, _, rest = name.partition(":")
-    if kind in _NAMED and rest:
+    if kind in _MODULES and kind not in _OWN and rest:
         return kind, rest
     if name == "fast":
         return "fast", ""
