@@ -71,7 +71,7 @@ def test_vectors_are_those_of_the_encoder_and_regions_are_bytes(fast: BundledRer
     pixels = [encoder.prepare(picture) for picture in sample_pictures()]
     vectors, regions = fast.look(pixels)
     np.testing.assert_allclose(vectors, encoder.encode_pixels(pixels), atol=1e-4)
-    assert (regions.dtype, regions.shape) == (np.uint8, (len(pixels), 1024))
+    assert (regions.dtype, regions.shape) == (np.uint8, (len(pixels), 1026))
     assert np.unique(regions).size > 100, "next to nothing is said of a picture"
 
 

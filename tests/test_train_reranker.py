@@ -22,6 +22,8 @@ from mmsearch.retrieval.rerankers.co_attention import (  # noqa: E402
     CODE,
     GRID,
     CoAttention,
+    Hubness,
+    Matcher,
     RegionCode,
     cells_of,
 )
@@ -68,7 +70,7 @@ def trained(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert result.exit_code == 0, result.output
     record: dict[str, Any] = json.loads(result.stdout)
     assert record["reranker"] == str(folder)
-    assert set(record["shares"]) == {"similarity", "late", "match"}
+    assert set(record["shares"]) == {"similarity", "hubness", "late", "match"}
     assert any(record["shares"].values())
     assert [row["epoch"] for row in record["history"]] == [1, 1]
     assert all(np.isfinite(row["loss"]) for row in record["history"])
@@ -100,8 +102,9 @@ def test_the_folder_answers_as_torch_does(tmp_path: Path) -> None:
     cells = cells_of([torch.from_numpy(part) for part in maps])
     joined = torch.from_numpy(np.concatenate(states, axis=2))
     torch.manual_seed(0)
-    model = CoAttention(cells.shape[2], joined.shape[2], width=16, layers=3).eval()
-    model.shares.copy_(torch.tensor([3.0, 0.5, 0.25]))
+    bank = torch.from_numpy(encoder.encode_texts(["a dog", "a red door", "grey"]))
+    model = CoAttention(cells.shape[2], joined.shape[2], bank, width=16, layers=3).eval()
+    model.shares.copy_(torch.tensor([3.0, -2.0, 0.5, 0.25]))
     write_reranker(
         model,
         tmp_path,
@@ -114,8 +117,10 @@ def test_the_folder_answers_as_torch_does(tmp_path: Path) -> None:
     with torch.inference_mode():
         code = model.code.from_bytes(model.code.to_bytes(model.code(cells)))
         words, mask = model.matcher.words(joined), torch.ones(1, joined.shape[1], dtype=torch.bool)
+        similar = encoder.encode_images([picture])[0] @ bank.numpy().T
         expected = (
             3 * 0.3
+            - 2 * np.log(np.exp(20 * similar).mean()) / 20
             + 0.5 * model.matcher.late(words, mask, code)
             + 0.25 * model.matcher.match(words, mask, code)
         )
@@ -178,10 +183,24 @@ def test_bytes_come_back_within_half_a_step() -> None:
     assert (code.from_bytes(data) - values).abs().max() <= 0.5 / 127 + 1e-6
 
 
+def test_hubness_is_a_soft_maximum_over_the_bank_and_comes_back_from_two_bytes() -> None:
+    bank = torch.nn.functional.normalize(torch.randn(7, 5, generator=torch.manual_seed(0)), dim=1)
+    hubness = Hubness(bank)
+    vectors = torch.nn.functional.normalize(torch.randn(4, 5), dim=1)
+    found = hubness(vectors)
+    for row, value in zip(vectors.numpy(), found.tolist(), strict=True):
+        cosines = bank.numpy() @ row
+        assert value == pytest.approx(np.log(np.mean(np.exp(20 * cosines))) / 20, abs=1e-5)
+    some = torch.tensor([-1.0, -0.123, 0.0, 0.5, 1.0])
+    data = hubness.to_bytes(some)
+    assert (data.dtype, tuple(data.shape)) == (torch.uint8, (5, 2))
+    assert (hubness.from_bytes(data) - some).abs().max() < 2e-5
+
+
 @torch.inference_mode()
 def test_late_interaction_is_the_weighted_mean_of_the_best_regions() -> None:
     torch.manual_seed(0)
-    matcher = CoAttention(4, 6, width=8).matcher.eval()
+    matcher = Matcher(6, width=8).eval()
     words, code = torch.randn(3, 5, 8), torch.rand(2, GRID * GRID, CODE) * 2 - 1
     mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0], [1, 0, 0, 0, 0]]).bool()
     found = matcher.late(words, mask, code)
@@ -202,7 +221,7 @@ def test_late_interaction_is_the_weighted_mean_of_the_best_regions() -> None:
 
 def test_padding_changes_nothing() -> None:
     torch.manual_seed(0)
-    matcher = CoAttention(4, 6, width=8, layers=2).matcher.eval()
+    matcher = Matcher(6, width=8, layers=2).eval()
     words, code = torch.randn(1, 3, 8), torch.rand(1, GRID * GRID, CODE)
     padded = torch.cat([words, torch.randn(1, 4, 8)], dim=1)
     mask = torch.tensor([[True] * 3 + [False] * 4])
@@ -215,7 +234,7 @@ def test_padding_changes_nothing() -> None:
 def test_a_model_that_is_right_has_the_lower_loss() -> None:
     """The losses know which caption is whose: with captions exchanged they are higher."""
     torch.manual_seed(0)
-    model = CoAttention(4, 6, width=8)
+    model = CoAttention(4, 6, torch.eye(5), width=8)
     from mmsearch.retrieval.training.reranker.groups import GroupedBatch
 
     kinds = torch.eye(4)
@@ -288,5 +307,5 @@ def test_ranks_count_ties_against_the_question() -> None:
     assert candidates.recall(right) == 100
     assert candidates.mean_reciprocal_rank(right) == 100
     assert candidates.mean_reciprocal_rank(nothing) == pytest.approx(100 / 6)
-    parts = Parts(nothing, right, right)
-    np.testing.assert_allclose(parts.fused((9.0, 0.5, 2.0)), 2.5 * right)
+    parts = Parts(nothing, right, right, right)
+    np.testing.assert_allclose(parts.fused((9.0, -1.0, 0.5, 2.0)), 1.5 * right)

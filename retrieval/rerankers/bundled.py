@@ -8,9 +8,9 @@
      "regions": {"file": "regions.onnx"}, "match": {"file": "match.onnx"},
      "sha256": {"regions.onnx": "…", "match.onnx": "…"}}
 
-`regions.onnx` makes of the image tower's inner tensors `regions` uint8[n, regions, bytes], which a
-library keeps of each picture; `match.onnx` reads these and the text tower's inner tensors. See
-`co_attention`.
+`regions.onnx` makes of the vectors and the image tower's inner tensors `regions` uint8[n, bytes],
+which a library keeps of each picture; `match.onnx` reads these and the text tower's inner tensors.
+See `co_attention`.
 """
 
 from __future__ import annotations
@@ -138,19 +138,19 @@ class BundledReranker(Reranker):
         )
 
     def regions(self, images: Sequence[Image.Image]) -> list[NDArray[np.uint8]]:
-        """Return `uint8[regions x bytes]` of each picture: upright RGB, at least one."""
+        """Return `uint8[bytes]` of each picture: upright RGB, at least one."""
         return list(self.look([self._encoder.prepare(image) for image in images])[1])
 
     def look(self, pixels: Sequence[NDArray[Any]]) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-        """Return the encoder's vectors, `float32[n, dim]`, and `uint8[n, regions x bytes]`.
+        """Return the encoder's vectors, `float32[n, dim]`, and `uint8[n, bytes]`.
 
         Args:
             pixels: at least one picture as the encoder prepares it.
         """
         vectors, maps = self._encoder.look(pixels, self._config.image_inner)
-        names = [value.name for value in self._regions.get_inputs()]
-        found = self._regions.run(None, dict(zip(names, maps, strict=True)))[0]
-        return vectors, found.reshape(len(found), -1)
+        feed = {"vectors": vectors} | {f"map_{i}": part for i, part in enumerate(maps)}
+        regions: NDArray[np.uint8] = self._regions.run(None, feed)[0]
+        return vectors, regions
 
     def _score(self, batch: Sequence[Pair]) -> NDArray[np.float32]:
         texts = list(dict.fromkeys(pair.text for pair in batch))

@@ -9,6 +9,9 @@ are last layers of the encoder's own towers, so that nothing heavy runs twice.
 - Co-attention: words attend to regions and regions to words, layer by layer (Lu et al. 2019,
   ViLBERT, arXiv:1908.02265; Tan, Bansal 2019, LXMERT, arXiv:1908.07490), and a perceptron reads
   from what both streams have become whether they match.
+- Hubness: some pictures are near to many texts and answer what they should not. How near a picture
+  is to a bank of texts is taken off (Radovanović et al. 2010, JMLR 11; Bogolin et al. 2022, "Cross
+  Modal Retrieval with Querybank Normalisation", arXiv:2112.12777).
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-__all__ = ["CODE", "GRID", "CoAttention", "Matcher", "RegionCode", "cells_of"]
+__all__ = ["CODE", "GRID", "CoAttention", "Hubness", "Matcher", "RegionCode", "cells_of"]
 
 GRID = 4
 """Regions along each side of a picture."""
@@ -72,6 +75,40 @@ class RegionCode(nn.Module):
     def from_bytes(self, data: torch.Tensor) -> torch.Tensor:
         """Return float32 of the same shape, what `to_bytes` rounded."""
         return (data.float() - 128) / self.STEPS
+
+
+class Hubness(nn.Module):
+    """How near a picture is to texts in general."""
+
+    SCALE = 20.0
+    STEPS = 65535
+
+    bank: torch.Tensor
+
+    def __init__(self, bank: torch.Tensor) -> None:
+        """Keep vectors of texts, float32[texts, dim], unit rows."""
+        super().__init__()
+        self.register_buffer("bank", bank)
+
+    def forward(self, vectors: torch.Tensor) -> torch.Tensor:
+        """Return float32[n] in [-1, 1] for pictures' vectors float32[n, dim].
+
+        The inverted softmax's denominator (Smith et al. 2017, arXiv:1702.03859) as a cosine:
+        log(mean(exp(SCALE · cosine))) / SCALE over the bank.
+        """
+        scaled = self.SCALE * (vectors @ self.bank.T)
+        return (scaled.exp().mean(dim=1)).log() / self.SCALE
+
+    def to_bytes(self, hubness: torch.Tensor) -> torch.Tensor:
+        """Return uint8[n, 2]."""
+        steps = torch.round((hubness.clamp(-1, 1) + 1) / 2 * self.STEPS)
+        high = torch.floor(steps / 256)
+        return torch.stack([high, steps - 256 * high], dim=1).to(torch.uint8)
+
+    def from_bytes(self, data: torch.Tensor) -> torch.Tensor:
+        """Return float32[n], what `to_bytes` rounded."""
+        steps = data.float()
+        return (steps[:, 0] * 256 + steps[:, 1]) / self.STEPS * 2 - 1
 
 
 class _Attention(nn.Module):
@@ -245,22 +282,50 @@ class CoAttention(nn.Module):
         self,
         image_channels: int,
         text_channels: int,
+        bank: torch.Tensor,
         *,
         width: int = 128,
         layers: int = 2,
         dropout: float = 0.0,
     ) -> None:
+        """Lay random weights.
+
+        Args:
+            image_channels: numbers that the image tower gives for a region.
+            text_channels: numbers that the text tower gives for a word.
+            bank: float32[texts, dim], see `Hubness`.
+            width: of both streams.
+            layers: of co-attention.
+            dropout: of the numbers of words and regions.
+        """
         super().__init__()
+        self.hubness = Hubness(bank)
         self.code = RegionCode(image_channels, dropout)
         self.matcher = Matcher(text_channels, width=width, layers=layers, dropout=dropout)
-        # Of similarity, late interaction and co-attention: chosen on validation at the end.
-        self.register_buffer("shares", torch.tensor([0.0, 0.5, 0.5]))
+        # Of similarity, hubness, late interaction and co-attention: chosen on validation.
+        self.register_buffer("shares", torch.tensor([0.0, 0.0, 0.5, 0.5]))
+
+    def to_bytes(self, vectors: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
+        """Return uint8[n, bytes], all that is kept of pictures, for their vectors and cells."""
+        code = self.code.to_bytes(self.code(cells)).flatten(1)
+        return torch.cat([code, self.hubness.to_bytes(self.hubness(vectors))], dim=1)
+
+    def from_bytes(self, data: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what `to_bytes` was given: code float32[n, regions, CODE], hubness float32[n]."""
+        split = GRID * GRID * CODE
+        code = self.code.from_bytes(data[:, :split].unflatten(1, (GRID * GRID, CODE)))
+        return code, self.hubness.from_bytes(data[:, split:])
 
     def fused(
-        self, similarity: torch.Tensor, late: torch.Tensor, match: torch.Tensor
+        self,
+        similarity: torch.Tensor,
+        hubness: torch.Tensor,
+        late: torch.Tensor,
+        match: torch.Tensor,
     ) -> torch.Tensor:
-        """Return float32[n]: the weighted sum of all three."""
-        return self.shares[0] * similarity + self.shares[1] * late + self.shares[2] * match
+        """Return float32[n]: the weighted sum of all four."""
+        shares = self.shares
+        return shares[0] * similarity + shares[1] * hubness + shares[2] * late + shares[3] * match
 
 
 def _shares(logits: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

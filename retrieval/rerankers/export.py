@@ -30,14 +30,14 @@ CLOSE = 1e-3
 
 
 class _Regions(nn.Module):
-    """Inner tensors of the image tower to bytes."""
+    """Vectors and inner tensors of the image tower to bytes."""
 
     def __init__(self, model: CoAttention) -> None:
         super().__init__()
-        self.code = model.code
+        self.model = model
 
-    def forward(self, *maps: torch.Tensor) -> torch.Tensor:
-        return self.code.to_bytes(self.code(cells_of(list(maps))))
+    def forward(self, vectors: torch.Tensor, *maps: torch.Tensor) -> torch.Tensor:
+        return self.model.to_bytes(vectors, cells_of(list(maps)))
 
 
 class _Match(nn.Module):
@@ -59,9 +59,10 @@ class _Match(nn.Module):
         model = self.model
         words = model.matcher.words(torch.cat(states, dim=-1))[text_of]
         shown = mask[text_of] > 0
-        code = model.code.from_bytes(regions.unflatten(1, (GRID * GRID, CODE)))[picture_of]
+        code, hubness = (part[picture_of] for part in model.from_bytes(regions))
         return model.fused(
             similarity,
+            hubness,
             model.matcher.late_pairs(words, shown, code),
             model.matcher.match(words, shown, code),
         )
@@ -94,7 +95,8 @@ def write_reranker(
     """
     model.eval()
     random = torch.Generator().manual_seed(0)
-    maps = {
+    vectors = torch.randn(3, encoder.dim, generator=random)
+    maps = {"vectors": torch.nn.functional.normalize(vectors, dim=1)} | {
         f"map_{i}": torch.randn(3, *shape, generator=random)
         for i, shape in enumerate(image_inner.values())
     }
@@ -102,7 +104,7 @@ def write_reranker(
     counts = {"text_of": torch.tensor([0, 1, 1, 0]), "picture_of": torch.tensor([2, 1, 0, 0])}
     feed = {
         "mask": torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]),
-        "regions": torch.randint(1, 256, (3, GRID * GRID * CODE), generator=random).byte(),
+        "regions": torch.randint(1, 256, (3, GRID * GRID * CODE + 2), generator=random).byte(),
         "similarity": torch.linspace(-1, 1, 4),
         **counts,
         **{

@@ -19,9 +19,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Candidates", "Parts", "best_shares"]
 
-SIMILARITY = (0.0, 10.0, 20.0, 30.0, 40.0, 60.0, 80.0)
+SIMILARITY = (0.0, 20.0, 40.0, 60.0, 80.0)
+HUBNESS = (0.0, -0.25, -0.5, -0.75, -1.0)
 LATE = MATCH = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0)
-"""What `best_shares` tries."""
+"""What `best_shares` tries; hubness in parts of the similarity's share."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +30,13 @@ class Parts:
     """Scores of questions with their candidates, `float32[questions, depth]` each."""
 
     similarity: NDArray[np.float32]
+    hubness: NDArray[np.float32]
     late: NDArray[np.float32]
     match: NDArray[np.float32]
 
-    def fused(self, shares: tuple[float, float, float]) -> NDArray[np.float32]:
+    def fused(self, shares: tuple[float, float, float, float]) -> NDArray[np.float32]:
         """Return the weighted sum."""
-        stacked = np.stack([self.similarity, self.late, self.match])
+        stacked = np.stack([self.similarity, self.hubness, self.late, self.match])
         fused: NDArray[np.float32] = np.tensordot(np.array(shares, dtype=np.float32), stacked, 1)
         return fused
 
@@ -81,7 +83,8 @@ class Candidates:
             mask = torch.ones(words.shape[:2], dtype=torch.bool)
             late[place] = matcher.late_pairs(words, mask, near).numpy()
             match[place] = matcher.match(words, mask, near).numpy()
-        return Parts(self._similarity, late, match)
+        hubness = model.hubness(torch.from_numpy(features.images.copy())).numpy()
+        return Parts(self._similarity, hubness[self.near], late, match)
 
     def recall(self, scores: NDArray[np.float32]) -> float:
         """Return R@1, in percent: how often the caption's own picture has the highest score."""
@@ -100,9 +103,10 @@ class Candidates:
         return ranks
 
 
-def best_shares(candidates: Candidates, parts: Parts) -> tuple[float, float, float]:
+def best_shares(candidates: Candidates, parts: Parts) -> tuple[float, float, float, float]:
     """Return the weights with the highest mean reciprocal rank: R@1 moves more by chance."""
-    return max(
-        product(SIMILARITY, LATE, MATCH),
-        key=lambda shares: (candidates.mean_reciprocal_rank(parts.fused(shares)), -sum(shares)),
+    tried = (
+        (similarity, similarity * hubness, late, match)
+        for similarity, hubness, late, match in product(SIMILARITY, HUBNESS, LATE, MATCH)
     )
+    return max(tried, key=lambda shares: candidates.mean_reciprocal_rank(parts.fused(shares)))
