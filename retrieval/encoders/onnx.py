@@ -121,7 +121,8 @@ class OnnxEncoder(Encoder):
         self._spec = spec or self._config.spec
         self._lock = Lock()
         self._towers: dict[tuple[str, ...], ImageTower] = {}
-        self._text_towers: dict[tuple[str, ...], Any] = {}
+        self._text_inner: tuple[str, ...] = ()
+        self._text_tower: tuple[tuple[str, ...], Any] | None = None
 
     @property
     def spec(self) -> EncoderSpec:
@@ -173,6 +174,10 @@ class OnnxEncoder(Encoder):
         vectors, *others = (np.concatenate(some) for some in zip(*parts, strict=True))
         return unit_rows(vectors), others
 
+    def will_read_words(self, inner: Sequence[str]) -> None:
+        """Say what `read_words` will be asked for, so that one copy of the tower is loaded."""
+        self._text_inner = tuple(inner)
+
     def read_words(
         self, texts: Sequence[str], inner: Sequence[str]
     ) -> tuple[NDArray[np.int64], list[NDArray[np.float32]]]:
@@ -200,11 +205,19 @@ class OnnxEncoder(Encoder):
         """Return the mask of the tokens, the vectors, and the inner tensors."""
         ids, mask = self._config.texts(self._tokenizer, texts)
         feed = {"input_ids": ids, "attention_mask": mask}
-        tower = self._text_tower(inner)
+        known = self._text_tower
+        # Two threads that come first both load it, and to the same end.
+        if known is None or not set(inner) <= set(known[0]):
+            names = tuple(dict.fromkeys([*self._text_inner, *inner]))
+            known = names, self._load("text", lambda data: session(with_outputs(data, names)))
+            self._text_tower = known
+        tower = known[1]
         # A tower that tells padding by its id has no input for the mask.
         taken = {value.name for value in tower.get_inputs()}
-        outputs = tower.run(None, {name: values for name, values in feed.items() if name in taken})
-        return mask, outputs
+        outputs = [tower.get_outputs()[0].name, *inner]
+        return mask, tower.run(
+            outputs, {name: values for name, values in feed.items() if name in taken}
+        )
 
     def _tower(self, inner: tuple[str, ...]) -> ImageTower:
         return self._towers.setdefault(inner, ImageTower(partial(self._load, "image"), inner))
@@ -218,14 +231,6 @@ class OnnxEncoder(Encoder):
         if not all(name.encode() in data for name in INNER):
             return None
         return Regions(session(with_outputs(data, INNER)))
-
-    def _text_tower(self, inner: tuple[str, ...]) -> Any:  # noqa: ANN401
-        # Two threads that come first both load it, and to the same end.
-        tower = self._text_towers.get(inner)
-        if tower is None:
-            tower = self._load("text", lambda data: session(with_outputs(data, inner)))
-            self._text_towers[inner] = tower
-        return tower
 
     @cached_property
     def _tokenizer(self) -> Any:  # noqa: ANN401

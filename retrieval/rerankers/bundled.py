@@ -113,6 +113,7 @@ class BundledReranker(Reranker):
             )
         assert isinstance(encoder, OnnxEncoder)
         self._encoder = encoder
+        encoder.will_read_words(self._config.text_inner)
         self._read: dict[str, tuple[Any, ...]] = {}
 
     @property
