@@ -214,7 +214,7 @@ def _weighed(model: CoAttention, measured: Features, seed: int) -> dict[str, Any
             "before": {"R@1": every.recall(parts.similarity)},
             "after": {"R@1": every.recall(parts.fused(shares))},
             "hubness taken off similarity": {
-                "R@1": every.recall(parts.fused((1.0, -0.75, 0.0, 0.0)))
+                "R@1": every.recall(parts.fused((1.0, -1.0, 0.0, 0.0)))
             },
             "late interaction alone": {"R@1": every.recall(parts.late)},
             "co-attention alone": {"R@1": every.recall(parts.match)},
