@@ -6,6 +6,7 @@ is indexed with and without regions being kept, in turns, and asked with and wit
 milliseconds from question to answer, everything included, also where no regions are kept yet.
 
 usage: python bench_rerank.py DATA UNLIKE [--pairs test.tsv] [--rerank fast] [--questions 200]
+       [--cost-only]
 DATA holds the pairs (path, caption) and images/; UNLIKE holds captions.tsv and its photos.
 """
 
@@ -115,23 +116,25 @@ def main() -> None:
     parser.add_argument("--pairs", default="test.tsv")
     parser.add_argument("--rerank", default="fast")
     parser.add_argument("--questions", type=int, default=200)
+    parser.add_argument("--cost-only", action="store_true")
     options = parser.parse_args()
     pairs = read_pairs(options.data / options.pairs)
     photos = [options.data / "images" / path for path in dict.fromkeys(row.path for row in pairs)]
     figures: dict[str, Any] = {"reranker": options.rerank}
-    figures[options.pairs] = quality(
-        evaluate(
-            options.data / options.pairs, images=options.data / "images", rerank=options.rerank
+    if not options.cost_only:
+        figures[options.pairs] = quality(
+            evaluate(
+                options.data / options.pairs, images=options.data / "images", rerank=options.rerank
+            )
         )
-    )
-    figures["unlike photos"] = quality(
-        evaluate(
-            options.unlike / "captions.tsv",
-            images=options.unlike,
-            gallery=True,
-            rerank=options.rerank,
+        figures["unlike photos"] = quality(
+            evaluate(
+                options.unlike / "captions.tsv",
+                images=options.unlike,
+                gallery=True,
+                rerank=options.rerank,
+            )
         )
-    )
     with tempfile.TemporaryDirectory() as scratch:
         figures["indexing"] = indexing(photos[:400], Path(scratch))
         questions = [row.caption for row in pairs[:: len(pairs) // options.questions]]
