@@ -56,10 +56,7 @@ def print_pictures(results: Results, abilities: Abilities | None = None) -> None
     while line := list(islice(hits, across)):
         shown = [_shown(results, hit, box, able.drawn_cell) for hit in line]
         pictures = [picture for picture, _ in shown]
-        if able.graphics in {Graphics.KITTY, Graphics.SIXEL, Graphics.ITERM2}:
-            _print_strip(console, pictures, box, able, renderable)
-        else:
-            _print_cells(console, pictures, box, able, renderable)
+        _print_row(console, pictures, box, able, renderable)
         _print_labels(console, line, [problem for _, problem in shown], columns)
     console.file.flush()
 
@@ -80,10 +77,7 @@ def print_picture(picture: Image, abilities: Abilities | None = None) -> None:
     console = _console(able)
     # No wider than the picture, so that drawn pixels stand at the left.
     box = fitted(picture.size, (window.columns, max(1, window.lines // 2)), able.cell)
-    if able.graphics in {Graphics.KITTY, Graphics.SIXEL}:
-        _print_strip(console, [picture], box, able, renderable)
-    else:
-        _print_cells(console, [picture], box, able, renderable)
+    _print_row(console, [picture], box, able, renderable)
     console.file.flush()
 
 
@@ -105,6 +99,19 @@ def _shown(
         return thumbnail(results.file(hit), side), ""
     except MediaError as error:
         return None, str(error)
+
+
+def _print_row(
+    console: Console,
+    pictures: list[Image | None],
+    box: tuple[int, int],
+    able: Abilities,
+    renderable: Any,  # noqa: ANN401 (a class of a package that may be missing)
+) -> None:
+    if able.graphics in {Graphics.KITTY, Graphics.SIXEL, Graphics.ITERM2}:
+        _print_strip(console, pictures, box, able, renderable)
+    else:
+        _print_cells(console, pictures, box, able, renderable)
 
 
 def _print_strip(
