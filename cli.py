@@ -24,6 +24,7 @@ from mmsearch.retrieval.commands.optimize import optimize
 from mmsearch.retrieval.commands.options import EXIT_INTERRUPTED
 from mmsearch.retrieval.commands.query import query
 from mmsearch.retrieval.commands.recommend import recommend
+from mmsearch.retrieval.commands.serve import serve
 from mmsearch.retrieval.commands.similar import similar
 from mmsearch.retrieval.commands.status import status
 from mmsearch.retrieval.commands.train import train
@@ -85,6 +86,7 @@ for command in (
     dedup,
     recommend,
     browse,
+    serve,
     similar,
     caption,
     explain,

@@ -20,7 +20,7 @@ import numpy as np
 from sqlalchemy import Column, Table, func, select
 
 from mmsearch.errors import LibraryNotFound, StorageError
-from mmsearch.retrieval.catalog import filtering, listing, lookup, migrations, tables
+from mmsearch.retrieval.catalog import filtering, items, listing, lookup, migrations, tables
 from mmsearch.retrieval.catalog.connection import (
     as_mmsearch_errors,
     read_only_engine,
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from sqlalchemy import Connection, Engine
 
+    from mmsearch.retrieval.catalog.items import Item
     from mmsearch.retrieval.filters import Filter
     from mmsearch.retrieval.schema import EncoderSpec, SortKey
 
@@ -547,6 +548,11 @@ class Catalog:
         """Return which of these pictures have a caption, or a file name of several words."""
         with self._connect() as connection:
             return described(connection, ids)
+
+    def item(self, id_: int) -> Item | None:
+        """Return all that is known of a picture; None where there is none with this id."""
+        with self._connect() as connection:
+            return items.item(connection, id_)
 
     def files_with(self, sha256: bytes) -> list[int]:
         """Return the ids of the pictures with this content."""
