@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 import os
@@ -12,7 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -27,33 +28,37 @@ ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "examples" / "recommender"
 CATEGORIES = ("mugs", "shirts", "chairs")
 COLOURS = ("red", "blue", "green", "black")
+HOMES = ("HOME", "USERPROFILE", "LOCALAPPDATA", "XDG_CACHE_HOME", "XDG_DATA_HOME")
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _example_on_path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Let the example be imported, and give its processes one home for all tests."""
+    """Let the example be imported, and give its servers one home for all tests."""
+    home = str(tmp_path_factory.mktemp("home"))
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(EXAMPLE))
-        patch.setenv("EXAMPLE_HOME", str(tmp_path_factory.mktemp("home")))
+        for name in ("EXAMPLE_HOME", *HOMES):
+            patch.setenv(name, home)
         yield
 
 
-def shop(data: Path, *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-    """Run `python -m shop` as a user does, in another folder than the data's."""
-    command = [sys.executable, "-m", "shop", *arguments]
-    if arguments[0] != "demo":
-        command += ["--data", str(data)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=EXAMPLE, env=environment())
-    assert done.returncode == code, done.stderr
-    return done
+def shop(data: Path, *arguments: str, code: int = 0) -> tuple[str, str]:
+    """Run a command of the shop in this process; return what it wrote to stdout and stderr."""
+    from shop.__main__ import main
+
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.setattr(sys, "argv", ["shop", *arguments, "--data", str(data)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+    assert ended.value.code == code, err.getvalue()
+    return out.getvalue(), err.getvalue()
 
 
 def environment() -> dict[str, str]:
-    home = os.environ["EXAMPLE_HOME"]
-    homes = ("HOME", "USERPROFILE", "LOCALAPPDATA", "XDG_CACHE_HOME", "XDG_DATA_HOME")
     # What this process imports as mmsearch, wherever it was found.
     path = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    return os.environ | path | dict.fromkeys(homes, home)
+    return os.environ | path | dict.fromkeys(HOMES, os.environ["EXAMPLE_HOME"])
 
 
 @contextmanager
@@ -101,7 +106,7 @@ def loaded(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with some.open("w", newline="") as file:
         csv.writer(file).writerows(row for row in rows if "red mug" not in row[1])
     data = tmp_path_factory.mktemp("shop") / "data"
-    told = shop(data, "load", str(some), "--pictures", str(demo / "pictures")).stderr
+    _, told = shop(data, "load", str(some), "--pictures", str(demo / "pictures"))
     assert told.startswith("22 products loaded")
     return data
 
@@ -269,23 +274,23 @@ def test_loading_says_what_it_leaves_out(demo: Path, tmp_path: Path) -> None:
         "five\n"
     )
     pictures = str(demo / "pictures")
-    told = shop(tmp_path / "data", "load", str(products), "--pictures", pictures).stderr
+    _, told = shop(tmp_path / "data", "load", str(products), "--pictures", pictures)
     assert told.startswith("1 products loaded")
     assert "two: " in told
     assert "line 4: the price 'free' is no number such as 19.90" in told
     assert "line 5: id 'Four': " in told
     assert "line 6: " in told
     products.write_text("id\ttitle\n")
-    failed = shop(tmp_path / "data", "load", str(products), "--pictures", pictures, code=1)
-    assert "lacks the column category" in failed.stderr
-    nobody = shop(tmp_path / "data", "evaluate", code=1)
-    assert "python -m shop simulate" in nobody.stderr
+    _, failed = shop(tmp_path / "data", "load", str(products), "--pictures", pictures, code=1)
+    assert "lacks the column category" in failed
+    _, nobody = shop(tmp_path / "data", "evaluate", code=1)
+    assert "python -m shop simulate" in nobody
 
 
 def test_evaluation_of_simulated_users(loaded: Path, tmp_path: Path) -> None:
     shop(loaded, "simulate", "--users", "300")
     written = tmp_path / "figures.json"
-    table = shop(loaded, "evaluate", "-k", "3", "--output", str(written)).stdout.splitlines()
+    table = shop(loaded, "evaluate", "-k", "3", "--output", str(written))[0].splitlines()
     figures = json.loads(written.read_text())
     assert figures["users_simulated"] == 300
     assert figures["users"] >= 300
