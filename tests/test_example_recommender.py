@@ -7,6 +7,7 @@ import io
 import json
 import math
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -261,6 +262,41 @@ def test_an_empty_shop_and_its_first_product(demo: Path, tmp_path: Path) -> None
         assert ids(client.get("/users/anna/recommendations")) == ["one"]
         did(client, "anna", "view", "one")
         assert ids(client.get("/users/anna/recommendations")) == []
+
+
+def test_what_a_killed_process_left_is_put_right(demo: Path, tmp_path: Path) -> None:
+    from shop.messages import NewProduct
+    from shop.service import Shop
+
+    pictures = demo / "pictures"
+    mug, chair = pictures / "mug-red-large.png", pictures / "chair-red-large.png"
+    with Shop(tmp_path) as opened:
+        for name, picture in (("one", mug), ("two", chair)):
+            product = NewProduct(id=name, title=name, category="all", price_cents=1)
+            assert opened.catalogue.put(product, picture.read_bytes())
+    kept = tmp_path / "pictures"
+    # One picture was replaced, but not indexed; another was indexed, but has no product.
+    shutil.copy(kept / "two.jpg", kept / "one.jpg")
+    shutil.copy(kept / "two.jpg", kept / "orphan.jpg")
+    with Shop(tmp_path) as opened:
+        opened.catalogue.catch_up()
+        (found,) = opened.catalogue.similar("one", 5)
+        assert found.product.id == "two"
+        assert found.score == pytest.approx(1, abs=1e-3)
+        assert opened.catalogue.engine is not None
+        assert len(opened.catalogue.engine) == 3
+
+
+def test_another_process_that_adds_products_is_waited_for(demo: Path, loaded: Path) -> None:
+    from filelock import FileLock
+
+    picture = demo / "pictures" / "mug-red-small.png"
+    with serving(loaded) as client:
+        with FileLock(loaded / "pictures" / ".mmsearch" / "lock"):
+            refused = put(client, "late", picture)
+            assert (refused.status_code, refused.headers["Retry-After"]) == (503, "1")
+            assert client.get("/users/anna/recommendations").status_code == 200
+        assert put(client, "late", picture).status_code == 201
 
 
 def test_loading_says_what_it_leaves_out(demo: Path, tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ class Catalogue:
 
         Raises:
             UnusablePicture: it cannot be read; nothing was changed.
-            LibraryLocked: another process is adding products.
+            LibraryLocked: another process is adding products; to be put again.
         """
         jpeg = _as_jpeg(picture)
         with self._writing:
