@@ -7,6 +7,7 @@ import io
 import json
 import math
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -321,6 +322,11 @@ def test_loading_says_what_it_leaves_out(demo: Path, tmp_path: Path) -> None:
     assert "lacks the column category" in failed
     _, nobody = shop(tmp_path / "data", "evaluate", code=1)
     assert "python -m shop simulate" in nobody
+    _, nowhere = shop(tmp_path / "elsewhere", "simulate", code=1)
+    assert nowhere.startswith("There is no shop in")
+    assert not (tmp_path / "elsewhere").exists()
+    _, unread = shop(tmp_path / "data", "load", "gone.csv", "--pictures", pictures, code=1)
+    assert unread == "gone.csv cannot be read: No such file or directory.\n"
 
 
 def test_evaluation_of_simulated_users(loaded: Path, tmp_path: Path) -> None:
@@ -328,8 +334,8 @@ def test_evaluation_of_simulated_users(loaded: Path, tmp_path: Path) -> None:
     written = tmp_path / "figures.json"
     table = shop(loaded, "evaluate", "-k", "3", "--output", str(written))[0].splitlines()
     figures = json.loads(written.read_text())
-    assert figures["users_simulated"] == 300
-    assert figures["users"] >= 300
+    assert 290 <= figures["users_simulated"] <= 300
+    assert figures["users"] >= figures["users_simulated"]
     methods = {each["method"]: each for each in figures["methods"]}
     assert len(table) == 2 + len(methods)
     average, random = methods["mmsearch, average"], methods["random"]
@@ -369,6 +375,25 @@ def events(*rows: tuple[str, str, float]) -> list[Any]:
     from shop.database import Event, Kind
 
     return [Event(user_id="u", product_id=id_, kind=Kind(kind), at=at) for kind, id_, at in rows]
+
+
+def test_the_readme_tells_what_is_there(tmp_path: Path) -> None:
+    from shop.__main__ import cli, table_row
+    from shop.app import create_app
+    from shop.service import Shop
+
+    text = (EXAMPLE / "README.md").read_text(encoding="utf-8")
+    for link in re.findall(r"\]\(([^)#]+)", text):
+        assert (EXAMPLE / link).exists(), link
+    commands = {command.callback.__name__ for command in cli.registered_commands}
+    assert set(re.findall(r"python -m shop (\w+)", text)) == commands
+    with Shop(tmp_path) as opened:
+        paths = create_app(opened).openapi()["paths"]
+    served = {(verb.upper(), path) for path, verbs in paths.items() for verb in verbs}
+    assert set(re.findall(r"^\| `([A-Z]+) (/[^?`]*)", text, re.MULTILINE)) == served
+    figures = json.loads((ROOT / "benchmarks/results/recommender_example.json").read_text())
+    for method in figures["figures"]["evaluation"]["methods"]:
+        assert table_row(method) in text
 
 
 def test_taste_is_the_last_opinion() -> None:

@@ -6,10 +6,10 @@ import csv
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from pydantic import ValidationError
@@ -18,7 +18,10 @@ import mmsearch
 from mmsearch.errors import MmsearchError
 from shop.errors import ShopError
 from shop.messages import NewProduct
-from shop.service import Shop
+from shop.service import DATABASE, Shop
+
+if TYPE_CHECKING:
+    from mmsearch.retrieval.ingest import Progress
 
 cli = typer.Typer(
     help="A small shop that recommends products by their pictures.",
@@ -33,6 +36,8 @@ Data = Annotated[
 ]
 DATA = Path("shop-data")
 COLUMNS = ("id", "title", "category", "price", "picture")
+EVERY_S = 5.0
+"""Between two words about how far the pictures are."""
 SHOWN = 5
 """Refused rows that are told one by one."""
 
@@ -63,6 +68,7 @@ def load(
         count = shop.catalogue.load(
             ((product, pictures / picture) for product, picture in _rows(products, refused)),
             lambda product, reason: refused.append(f"{product.id}: {reason}"),
+            _progress(),
         )
         _say(f"{count} products loaded ({time.perf_counter() - started:.1f} s).")
     for line in refused[:SHOWN]:
@@ -99,7 +105,7 @@ def simulate(
     """Add simulated users with histories, in the place of earlier ones."""
     from shop.simulation import simulate as simulated
 
-    with Shop(data) as shop:
+    with _existing(data) as shop:
         products = shop.catalogue.all()
         if not products:
             raise ShopError("There is no product yet. Add some with: python -m shop load")
@@ -122,11 +128,11 @@ def evaluate(
     from shop.evaluation import Items, cases_of
     from shop.evaluation import evaluate as measured
 
-    with Shop(data) as shop:
+    with _existing(data) as shop:
         products, events = shop.catalogue.all(), shop.histories.by_user()
-        cases = len(cases_of(events))
+        cases, simulated = cases_of(events), shop.histories.simulated()
         engine = shop.catalogue.engine
-        if engine is None or cases == 0:
+        if engine is None or not cases:
             raise ShopError(
                 "Nobody has come to two products yet, so there is nothing to measure. Record "
                 "events, or try it with: python -m shop simulate"
@@ -140,8 +146,8 @@ def evaluate(
         about: dict[str, Any] = {
             "k": k,
             "seed": seed,
-            "users": cases,
-            "users_simulated": shop.histories.simulated(),
+            "users": len(cases),
+            "users_simulated": sum(case.user in simulated for case in cases),
             "products": len(products),
             "categories": len(set(items.categories)),
             "model": engine.encoder.spec.label,
@@ -149,21 +155,37 @@ def evaluate(
         }
     print(f"| method | hit rate@{k} (95 %) | nDCG@{k} (95 %) | coverage |\n|---|---|---|---|")
     for each in results:
-        hit_rate = _figure(each.hit_rate, each.hit_rate_interval)
-        ndcg = _figure(each.ndcg, each.ndcg_interval)
-        print(f"| {each.method} | {hit_rate} | {ndcg} | {each.coverage:.2f} |")
+        print(table_row(each.to_json()))
     _say(
-        f"{cases} users, {about['users_simulated']} of all simulated; {len(products)} products in "
-        f"{about['categories']} categories; {about['model']}; seed {seed}"
+        f"{about['users']} users, {about['users_simulated']} of them simulated; {len(products)} "
+        f"products in {about['categories']} categories; {about['model']}; seed {seed}"
     )
     if output is not None:
         document = about | {"methods": [each.to_json() for each in results]}
         output.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
 
-def _figure(mean: float, interval: tuple[float, float]) -> str:
-    low, high = interval
-    return f"{mean:.3f} ({low:.3f} – {high:.3f})"
+def _existing(data: Path) -> Shop:
+    """Open the shop of a folder.
+
+    Raises:
+        ShopError: there is none.
+    """
+    if not (data / DATABASE).is_file():
+        raise ShopError(
+            f"There is no shop in {data}. Name its folder with --data, or make one with: "
+            "python -m shop load"
+        )
+    return Shop(data)
+
+
+def table_row(figures: dict[str, Any]) -> str:
+    """Return a row of the table, in Markdown, from what `Measured.to_json` returns."""
+    cells = [figures["method"]]
+    for name in ("hit_rate", "ndcg"):
+        low, high = figures[f"{name}_interval"]
+        cells.append(f"{figures[name]:.3f} ({low:.3f} – {high:.3f})")
+    return f"| {' | '.join(cells)} | {figures['coverage']:.2f} |"
 
 
 def _rows(file: Path, refused: list[str]) -> Iterator[tuple[NewProduct, str]]:
@@ -175,8 +197,10 @@ def _rows(file: Path, refused: list[str]) -> Iterator[tuple[NewProduct, str]]:
     delimiter = "\t" if file.suffix.lower() == ".tsv" else ","
     try:
         lines = file.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ShopError(f"{file} cannot be read: {error}.") from error
+    except OSError as error:
+        raise ShopError(f"{file} cannot be read: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise ShopError(f"{file} is no UTF-8 text: {error}. Save it as UTF-8.") from error
     table = csv.DictReader(lines, delimiter=delimiter)
     missing = [name for name in COLUMNS if name not in (table.fieldnames or ())]
     if missing:
@@ -198,6 +222,19 @@ def _rows(file: Path, refused: list[str]) -> Iterator[tuple[NewProduct, str]]:
             refused.append(f"line {table.line_num}: the price {price!r} is no number such as 19.90")
         else:
             yield product, picture
+
+
+def _progress() -> Callable[[Progress], None]:
+    """Return what tells now and then how far the pictures are."""
+    told = time.monotonic()
+
+    def tell(progress: Progress) -> None:
+        nonlocal told
+        if progress.stage == "pictures" and time.monotonic() - told > EVERY_S:
+            told = time.monotonic()
+            _say(f"{progress.done} of {progress.total} pictures")
+
+    return tell
 
 
 def _say(text: str) -> None:

@@ -88,7 +88,7 @@ def draw_catalogue(
     """Draw a product for each category, colour and size; return the file that names them.
 
     Args:
-        folder: gets `products.csv` and `pictures/`.
+        folder: gets `products.csv` and `pictures/`, and `new.png`, a product to be added later.
         categories: of `THINGS`.
         colours: of `COLOURS`.
         sizes: `small` ones fill half of their picture.
@@ -110,6 +110,9 @@ def draw_catalogue(
                     price = f"{random.randint(5, 60)}.{random.choice(['00', '50', '90'])}"
                     title = f"{size} {colour} {name}"
                     rows.writerow([id_, title, category, price, f"{id_}.png"])
+    new = Image.new("RGB", (SIDE, SIDE), (255, 255, 255))
+    _mug(ImageDraw.Draw(new), (190, 45, 55))
+    new.save(folder / "new.png")
     return products
 
 

@@ -123,11 +123,10 @@ class Histories:
                 found.setdefault(event.user_id, []).append(event)
         return found
 
-    def simulated(self) -> int:
-        """Return how many users are simulated."""
-        statement = select(func.count()).select_from(User).where(User.simulated)
+    def simulated(self) -> set[str]:
+        """Return the ids of simulated users."""
         with self._sessions() as session:
-            return session.scalar(statement) or 0
+            return {*session.scalars(select(User.id).where(User.simulated))}
 
     def replace_simulated(self, users: Mapping[str, Sequence[Event]]) -> None:
         """Put simulated users in the place of all earlier ones."""

@@ -14,7 +14,9 @@ from shop.database import open_database
 from shop.histories import Histories
 from shop.recommendations import Recommendations
 
-__all__ = ["Shop"]
+__all__ = ["DATABASE", "Shop"]
+
+DATABASE = "shop.sqlite"
 
 
 class Shop:
@@ -24,7 +26,7 @@ class Shop:
         """Open the shop in a folder, making an empty one where there is none."""
         pictures = data / "pictures"
         pictures.mkdir(parents=True, exist_ok=True)
-        self._sessions = open_database(data / "shop.sqlite")
+        self._sessions = open_database(data / DATABASE)
         self.catalogue = Catalogue(self._sessions, pictures)
         self.histories = Histories(self._sessions)
         self.recommendations = Recommendations(self.catalogue, self.histories)
