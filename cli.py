@@ -13,6 +13,7 @@ from mmsearch.errors import MmsearchError
 from mmsearch.retrieval.commands.browse import browse
 from mmsearch.retrieval.commands.caption import caption
 from mmsearch.retrieval.commands.dedup import dedup
+from mmsearch.retrieval.commands.doctor import doctor
 from mmsearch.retrieval.commands.evaluate import evaluate
 from mmsearch.retrieval.commands.explain import explain
 from mmsearch.retrieval.commands.export import export
@@ -100,6 +101,7 @@ for command in (
     export,
     import_,
     status,
+    doctor,
 ):
     # `import` is a word of Python's own, so its function is called `import_`.
     app.command(command.__name__.rstrip("_").replace("_", "-"))(command)

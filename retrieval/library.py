@@ -34,7 +34,15 @@ if TYPE_CHECKING:
     from mmsearch.indexes import VectorIndex
     from mmsearch.retrieval.schema import EncoderSpec
 
-__all__ = ["ENVIRONMENT", "FOLDER", "Library", "find_library", "library_above", "remember_library"]
+__all__ = [
+    "ENVIRONMENT",
+    "FOLDER",
+    "Library",
+    "catalog_of",
+    "find_library",
+    "library_above",
+    "remember_library",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -70,10 +78,8 @@ class Library:
             LibraryTooNew: a later version of mmsearch made it.
             StorageError: its catalog is damaged.
         """
-        folder = _library_folder(path.absolute())
-        if folder is None:
-            raise _no_library(path)
-        catalog = Catalog.open(folder / CATALOG)
+        place = catalog_of(path)
+        folder, catalog = place.parent, Catalog.open(place)
         try:
             root = catalog.library().root
         except LibraryError:
@@ -104,6 +110,11 @@ class Library:
     def model(self) -> str | None:
         """What `load_encoder` takes to get this library's encoder; None before any indexing."""
         return self.catalog.library().model
+
+    def index_file(self, target: Target, row: LibraryRow) -> Path | None:
+        """Return the file of a state's index; None where none is made yet."""
+        path = self._files.path(target, row.stamp)
+        return path if path.is_file() else None
 
     def close(self) -> None:
         """Release the catalog, and what lies beside it."""
@@ -274,6 +285,19 @@ def find_library(given: Path | None = None) -> tuple[Path, str]:
         f"There is no library in {here}, above it or directly below it. Make one with: "
         "mmsearch index FOLDER, or name one with --library."
     )
+
+
+def catalog_of(path: Path) -> Path:
+    """Return the catalog of a folder of pictures, or of the library's own folder, unopened.
+
+    Raises:
+        LibraryNotFound: there is none.
+        StorageError: it may not be read.
+    """
+    folder = _library_folder(path.absolute())
+    if folder is None:
+        raise _no_library(path)
+    return folder / CATALOG
 
 
 def library_above(folder: Path) -> Path | None:
