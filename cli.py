@@ -10,6 +10,7 @@ import typer
 
 from mmsearch import __version__
 from mmsearch.errors import MmsearchError
+from mmsearch.retrieval.commands.backup import backup, restore
 from mmsearch.retrieval.commands.browse import browse
 from mmsearch.retrieval.commands.caption import caption
 from mmsearch.retrieval.commands.dedup import dedup
@@ -102,6 +103,8 @@ for command in (
     import_,
     status,
     doctor,
+    backup,
+    restore,
 ):
     # `import` is a word of Python's own, so its function is called `import_`.
     app.command(command.__name__.rstrip("_").replace("_", "-"))(command)

@@ -6,6 +6,8 @@
         index/images-7-9f3c21aa.faiss     derived; named after the catalog's state
         index/null-distribution           derived; see `null_distribution`
         regions.sqlite          derived; what rerankers are spared, see `RegionStore`
+        thumbnails/             derived; made by `mmsearch serve`
+        set-aside/              former catalogs: damaged ones, and those that a backup replaced
         lock                    held by the one process that indexes
 
 Paths in the catalog are relative to the pictures, so the whole folder can be moved. Where the
@@ -19,6 +21,7 @@ import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from errno import EACCES, EPERM, EROFS
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,6 +45,7 @@ __all__ = [
     "find_library",
     "library_above",
     "remember_library",
+    "set_aside",
 ]
 
 logger = logging.getLogger(__name__)
@@ -50,6 +54,7 @@ FOLDER = ".mmsearch"
 ENVIRONMENT = "MMSEARCH_LIBRARY"
 CATALOG = "catalog.sqlite"
 REGIONS = "regions.sqlite"
+ASIDE = "set-aside"
 
 
 class Library:
@@ -298,6 +303,23 @@ def catalog_of(path: Path) -> Path:
     if folder is None:
         raise _no_library(path)
     return folder / CATALOG
+
+
+def set_aside(folder: Path) -> Path | None:
+    """Move a library's catalog, with its log, into a folder beside it; return that folder.
+
+    None where there is no catalog. The log belongs to that very file: beside another it would be
+    worked into it.
+    """
+    parts = [folder / f"{CATALOG}{end}" for end in ("-wal", "-shm", "")]
+    there = [part for part in parts if part.exists()]
+    if not there:
+        return None
+    aside = folder / ASIDE / datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")
+    aside.mkdir(parents=True)
+    for part in there:
+        part.rename(aside / part.name)
+    return aside
 
 
 def library_above(folder: Path) -> Path | None:

@@ -7,9 +7,10 @@ import logging
 import math
 import os
 import secrets
+import sqlite3
 import uuid
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -228,6 +229,26 @@ class Catalog:
         finally:
             catalog.close()
         return found
+
+    def copy_to(self, path: Path, pages: int) -> None:
+        """Write one state of the catalog to a file that is not there, while others use it.
+
+        Args:
+            path: the file.
+            pages: how many pages are copied at a time.
+        """
+        with self._connect(begin=False) as connection, closing(sqlite3.connect(path)) as copy:
+            driver: Any = connection.connection.driver_connection
+            driver.backup(copy, pages=pages, sleep=0.01)
+
+    def move_in(self, root: Path | None) -> None:
+        """Say where the pictures are (None: beside the catalog), in a state of its own."""
+        with self._connect(immediate=True) as connection:
+            connection.execute(
+                tables.library.update().values(root=None if root is None else str(root))
+            )
+        with self.write() as transaction:
+            transaction.renew_state()
 
     def bad_vectors(
         self, target: Target, encoder_id: int, dim: int

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +9,7 @@ from filelock import FileLock, Timeout
 
 from mmsearch.errors import LibraryLocked, StorageError
 from mmsearch.retrieval.catalog import Catalog, integrity
+from mmsearch.retrieval.library import ASIDE, set_aside
 from mmsearch.retrieval.model_change import embed_lacking
 from mmsearch.retrieval.schema import Target
 
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from mmsearch.retrieval.library import Library
 
 __all__ = ["drop_vectors", "embed_again", "embed_what_lacks", "named", "replace_catalog"]
-
-ASIDE = "set-aside"
 
 
 def replace_catalog(path: Path) -> tuple[integrity.Salvaged, Path]:
@@ -48,14 +46,8 @@ def replace_catalog(path: Path) -> tuple[integrity.Salvaged, Path]:
         for end in ("", "-wal", "-shm"):
             fresh.with_name(fresh.name + end).unlink(missing_ok=True)
         salvaged = Catalog.salvaged(path, fresh)
-        now = datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")
-        aside = path.parent / ASIDE / now
-        aside.mkdir(parents=True)
-        # The log belongs to the damaged file: beside another it would be worked into it.
-        for end in ("-wal", "-shm", ""):
-            part = path.with_name(path.name + end)
-            if part.exists():
-                part.rename(aside / part.name)
+        aside = set_aside(path.parent)
+        assert aside is not None
         fresh.rename(path)
     except OSError as error:
         raise StorageError(
