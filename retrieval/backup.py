@@ -1,9 +1,9 @@
 """A library's catalog as one file to keep elsewhere, and back.
 
 The catalog is all that cannot be made anew from the pictures (captions of files, what `tune`
-learned, which model), and vectors, which take long. Indexes, words and thumbnails are derived. A backup is a
-catalog itself, made by SQLite's online backup: readers and a writer may be at it meanwhile, and it
-holds one state.
+learned, which model), and vectors, which take long. Indexes, words and thumbnails are derived. A
+backup is a catalog itself, made by SQLite's online backup: readers and a writer may be at it
+meanwhile, and it holds one state.
 """
 
 from __future__ import annotations
