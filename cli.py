@@ -32,6 +32,7 @@ from mmsearch.retrieval.commands.status import status
 from mmsearch.retrieval.commands.train import train
 from mmsearch.retrieval.commands.train_reranker import train_reranker
 from mmsearch.retrieval.commands.tune import tune
+from mmsearch.retrieval.offline import ENVIRONMENT, is_offline, stay_offline
 from mmsearch.retrieval.terminal import say, set_up_process
 
 __all__ = ["app", "main"]
@@ -78,8 +79,14 @@ def _options(
         bool,
         typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
     ] = False,
+    offline: Annotated[
+        bool,
+        typer.Option("--offline", help=f"Reach no other machine; as {ENVIRONMENT}=1 does."),
+    ] = False,
 ) -> None:
     """Find pictures with words, and words with pictures. Offline, on your own machine."""
+    if offline or is_offline():
+        stay_offline()
 
 
 for command in (
