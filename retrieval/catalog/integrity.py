@@ -32,6 +32,8 @@ __all__ = [
     "words_damage",
 ]
 
+FAULTS = (sqlite3.Error, UnicodeDecodeError)
+"""What a damaged file makes the driver raise: SQLite's words quote it, and it may hold anything."""
 TOLD = 20
 """Faults that SQLite tells of at most."""
 ROWS = 2_000
@@ -65,7 +67,7 @@ def damage(path: Path, *, deep: bool) -> list[str]:
     try:
         with _opened(path) as connection:
             rows = connection.execute(f"PRAGMA {check}({TOLD})").fetchall()
-    except sqlite3.Error as error:
+    except FAULTS as error:
         return [str(error)]
     told = [str(row[0]) for row in rows]
     return [] if told == ["ok"] else told
@@ -195,7 +197,7 @@ def salvage(damaged: Path, fresh: Connection) -> Salvaged:
 def _tables(source: sqlite3.Connection, path: Path) -> set[str]:
     try:
         return {name for (name,) in source.execute("SELECT name FROM sqlite_master")}
-    except sqlite3.Error as error:
+    except FAULTS as error:
         raise StorageError(
             f"The catalog {path} is past reading ({error}). Restore a backup (mmsearch restore), "
             f"or move {path.parent} aside and run mmsearch index again; the pictures are untouched."
@@ -223,7 +225,7 @@ def _readable(
             for number, *values in source.execute(statement, (last,)):
                 last = number
                 yield dict(zip(columns, values, strict=True))
-        except sqlite3.DatabaseError:
+        except FAULTS:
             yield None
             following = _next_readable(source, table, last)
             if following is None:
@@ -242,7 +244,7 @@ def _next_readable(source: sqlite3.Connection, table: str, last: int) -> int | N
                 f"SELECT rowid FROM {table} WHERE rowid > ? ORDER BY rowid LIMIT 1",
                 (last + step,),
             ).fetchone()
-        except sqlite3.DatabaseError:
+        except FAULTS:
             step *= 2
             continue
         return None if row is None else int(row[0])
