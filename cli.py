@@ -10,9 +10,11 @@ import typer
 
 from mmsearch import __version__
 from mmsearch.errors import MmsearchError
+from mmsearch.retrieval.commands.backup import backup, restore
 from mmsearch.retrieval.commands.browse import browse
 from mmsearch.retrieval.commands.caption import caption
 from mmsearch.retrieval.commands.dedup import dedup
+from mmsearch.retrieval.commands.doctor import doctor
 from mmsearch.retrieval.commands.evaluate import evaluate
 from mmsearch.retrieval.commands.explain import explain
 from mmsearch.retrieval.commands.export import export
@@ -30,6 +32,7 @@ from mmsearch.retrieval.commands.status import status
 from mmsearch.retrieval.commands.train import train
 from mmsearch.retrieval.commands.train_reranker import train_reranker
 from mmsearch.retrieval.commands.tune import tune
+from mmsearch.retrieval.offline import ENVIRONMENT, is_offline, stay_offline
 from mmsearch.retrieval.terminal import say, set_up_process
 
 __all__ = ["app", "main"]
@@ -76,8 +79,14 @@ def _options(
         bool,
         typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
     ] = False,
+    offline: Annotated[
+        bool,
+        typer.Option("--offline", help=f"Reach no other machine; as {ENVIRONMENT}=1 does."),
+    ] = False,
 ) -> None:
     """Find pictures with words, and words with pictures. Offline, on your own machine."""
+    if offline or is_offline():
+        stay_offline()
 
 
 for command in (
@@ -100,6 +109,9 @@ for command in (
     export,
     import_,
     status,
+    doctor,
+    backup,
+    restore,
 ):
     # `import` is a word of Python's own, so its function is called `import_`.
     app.command(command.__name__.rstrip("_").replace("_", "-"))(command)
