@@ -98,7 +98,7 @@ def contact_sheet(results: Results, folder: Path) -> str:
     """
     asked = _readable(_told(results.query))
     count = len(results.hits)
-    about = f"{count:,} of {results.considered:,} · {_readable(results.library.name)}"
+    about = f"{count:,} of {results.considered:,} · {_readable(results.title)}"
     if results.rerank is not None:
         about += f" · {_readable(described_reranking(results.rerank))}"
     figures = "\n".join(_figure(results, hit, folder) for hit in results.hits)
