@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 from mmsearch.errors import QueryError
 from mmsearch.retrieval.confidence import CUT, confidence
 from mmsearch.retrieval.filters import Filter, parse_where, split_inline
-from mmsearch.retrieval.schema import Target
+from mmsearch.retrieval.schema import Query, QueryPart, Target, TasteQuery
 from mmsearch.retrieval.several import Found, merged
+from mmsearch.retrieval.similar import similar
 from mmsearch.retrieval.web.files import file_of, located_item
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from pathlib import Path
 
     from PIL import Image
 
@@ -51,7 +53,7 @@ class Asking:
         offset, end = asked.offset or 0, (asked.offset or 0) + asked.k
         if asked.dislike and not (asked.q or asked.also or pictures):
             return await self._taste(asked, libraries)
-        request = self._request(asked, pictures)
+        request, names = self._request(asked, pictures)
         disliked = [located_item(self._shelf, reference) for reference in asked.dislike]
         left_out = {(served.name, item.id) for served, item in disliked}
         if left_out:
@@ -64,6 +66,7 @@ class Asking:
                 found = await served.page(request, offset, asked.k + len(left_out))
             else:
                 found = await served.page(request, 0, end + len(left_out))
+            found = _called(found, names)
             if not left_out:
                 return found
             kept = tuple(hit for hit in found.hits if (served.name, hit.id) not in left_out)
@@ -74,13 +77,53 @@ class Asking:
             return answer_fields(answers, merged(answers, asked.k), offset)
         return answer_fields(answers, merged(answers, end)[offset:], offset)
 
-    async def alone(
-        self, names: Sequence[str], k: int, ask: Callable[[Served], Results]
+    async def similar(self, item: str, k: int, names: Sequence[str] = ()) -> dict[str, Any]:
+        """Return the JSON of pictures like one of a library, `NAME/ID`, without itself.
+
+        Args:
+            item: the picture.
+            k: how many answers.
+            names: of the libraries to look in; all if there are none.
+
+        Raises:
+            MmsearchError: there is no such picture, or a library cannot answer.
+        """
+        served, found = located_item(self._shelf, item)
+        file = file_of(served, found)
+        return await self._alike(file, {str(file): item}, None, k, names)
+
+    async def similar_to(
+        self, picture: Image.Image, content: bytes, k: int, names: Sequence[str] = ()
     ) -> dict[str, Any]:
-        """Return the JSON of what `ask` returns of each library, beside the batches."""
+        """Return the JSON of pictures like one that was sent; it and its copies are left out.
+
+        Args:
+            picture: decoded.
+            content: the file that was sent.
+            k: how many answers.
+            names: of the libraries to look in; all if there are none.
+
+        Raises:
+            MmsearchError: a library cannot answer.
+        """
+        return await self._alike(picture, {}, content, k, names)
+
+    async def _alike(
+        self,
+        picture: Path | Image.Image,
+        called: Mapping[str, str],
+        content: bytes | None,
+        k: int,
+        names: Sequence[str],
+    ) -> dict[str, Any]:
         self._check_count(k)
+
+        def one(served: Served) -> Results:
+            return _called(similar(served.engine, picture, k, content=content), called)
+
         answers = await self._each(
-            self._shelf.chosen(names), lambda served: self._in_thread(lambda: ask(served))
+            self._shelf.chosen(names),
+            lambda served: self._in_thread(lambda: one(served)),
         )
         return answer_fields(answers, merged(answers, k), 0)
 
@@ -97,14 +140,14 @@ class Asking:
             raise QueryError(f"Say which library recommends, with `library`: {names}.")
         served = libraries[0]
         like, dislike = self._items(served, asked.like), self._items(served, asked.dislike)
-        seen = zip(self._items(served, [s.item for s in asked.history]), asked.history, strict=True)
-        history = [(item, each.age_days) for item, each in seen]
+        seen = self._items(served, [each.item for each in asked.history])
+        ages = [each.age_days for each in asked.history]
         where = None if asked.where is None else parse_where(asked.where)
         found = await self._in_thread(
             lambda: served.engine.recommend(
-                like,
-                dislike,
-                history,
+                _asked(like),
+                _asked(dislike),
+                [*zip(_asked(seen), ages, strict=True)],
                 k=asked.k,
                 where=where,
                 exclude_seen=asked.exclude_seen,
@@ -113,7 +156,8 @@ class Asking:
                 half_life=asked.half_life_days,
             )
         )
-        return answer_fields({served.name: found}, merged({served.name: found}), 0)
+        answers = {served.name: _called(found, _names([*like, *dislike, *seen]))}
+        return answer_fields(answers, merged(answers), 0)
 
     async def _taste(self, asked: SearchParameters, libraries: list[Served]) -> dict[str, Any]:
         """Answer pictures that are liked and disliked, without words: a direction, not a part."""
@@ -122,11 +166,12 @@ class Asking:
             like, dislike = self._items(served, asked.like), self._items(served, asked.dislike)
             count = (asked.offset or 0) + asked.k
             where = self._filter(asked)
-            return await self._in_thread(
+            found = await self._in_thread(
                 lambda: served.engine.recommend(
-                    like, dislike, k=count, where=where, exclude_seen=False
+                    _asked(like), _asked(dislike), k=count, where=where, exclude_seen=False
                 )
             )
+            return _called(found, _names([*like, *dislike]))
 
         answers = await self._each(libraries, one)
         offset = asked.offset or 0
@@ -141,12 +186,15 @@ class Asking:
         found = await asyncio.gather(*(one(served) for served in libraries))
         return {served.name: results for served, results in zip(libraries, found, strict=True)}
 
-    def _request(self, asked: SearchParameters, pictures: Sequence[Image.Image]) -> Request:
+    def _request(
+        self, asked: SearchParameters, pictures: Sequence[Image.Image]
+    ) -> tuple[Request, dict[str, str]]:
+        """Return what an engine is asked, and what clients call the files in it."""
         words, _ = split_inline(asked.q) if asked.q else (None, None)
-        liked = [located_item(self._shelf, reference) for reference in asked.like]
-        images: list[Any] = [*(file_of(served, item) for served, item in liked), *pictures]
+        files = [file_of(*located_item(self._shelf, reference)) for reference in asked.like]
+        images: list[Any] = [*files, *pictures]
         to_pictures = asked.to is Target.IMAGES
-        return {
+        request = {
             "text": ([words] if words else []) + asked.also or None,
             "image": images or None,
             "weights": asked.weight or None,
@@ -164,15 +212,20 @@ class Asking:
             "rerank_depth": asked.rerank_depth,
             "rerank_budget_ms": asked.rerank_budget_ms,
         }
+        return request, dict(zip(map(str, files), asked.like, strict=True))
 
     def _filter(self, asked: SearchParameters) -> Filter | None:
         inline = split_inline(asked.q)[1] if asked.q else None
         return Filter.all_of([inline, None if asked.where is None else parse_where(asked.where)])
 
-    def _items(self, served: Served, references: Sequence[str]) -> list[Any]:
-        """Return what names pictures to a library: ids of its own, files of others."""
-        located = [located_item(self._shelf, reference) for reference in references]
-        return [item.id if home is served else file_of(home, item) for home, item in located]
+    def _items(self, served: Served, references: Sequence[str]) -> list[tuple[int | Path, str]]:
+        """Return what names pictures to a library, its ids or files of others, and to clients."""
+        found = []
+        for reference in references:
+            home, item = located_item(self._shelf, reference)
+            named = item.id if home is served else file_of(home, item)
+            found.append((named, reference))
+        return found
 
     def _check(self, asked: SearchParameters) -> None:
         limits = self._settings.limits
@@ -225,6 +278,39 @@ def answer_fields(
         _, name, hit = max(nearest, key=lambda each: each[0])
         fields["nearest"] = _hit_fields(name, hit, hit.rank)
     return fields
+
+
+def _asked(items: Sequence[tuple[int | Path, str]]) -> list[int | Path]:
+    return [item for item, _ in items]
+
+
+def _names(items: Sequence[tuple[int | Path, str]]) -> dict[str, str]:
+    return {str(item): reference for item, reference in items}
+
+
+def _called(results: Results, names: Mapping[str, str]) -> Results:
+    """Return results whose question names pictures as the client did: no path leaves a server."""
+    query = results.query
+
+    def called(name: str) -> str:
+        return names.get(name, name)
+
+    renamed: Query
+    if isinstance(query, TasteQuery):
+        renamed = replace(
+            query,
+            like=tuple(map(called, query.like)),
+            dislike=tuple(map(called, query.dislike)),
+            history=tuple((called(name), age) for name, age in query.history),
+            ignored=tuple(map(called, query.ignored)),
+        )
+    else:
+        parts = (
+            part if part.image is None else QueryPart(None, called(part.image), part.weight)
+            for part in query.parts
+        )
+        renamed = replace(query, parts=tuple(parts))
+    return replace(results, query=renamed)
 
 
 def _hit_fields(library: str, hit: Hit, rank: int) -> dict[str, Any]:
