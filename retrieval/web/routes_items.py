@@ -135,7 +135,8 @@ async def original(library: LibraryName, id: ItemId, services: Given) -> Respons
 async def explain(library: LibraryName, id: ItemId, q: Words, services: Given) -> Json:
     """Say why a picture matches words: where, by which words, how probably."""
     found = await _explained(services, library, id, q)
-    return Json(found.to_json() | {"library": library, "id": id})
+    named = {"image": f"{library}/{id}", "library": library, "id": id}
+    return Json(found.to_json() | named)
 
 
 @router.get("/items/{library}/{id}/heat", response_class=Response, responses=JPEG)
