@@ -118,7 +118,8 @@ def _figure(results: Results, hit: Hit, folder: Path) -> str:
     said = f"{escape(facts)}<br>{escape(path)}"
     if caption is not None:
         said += f'<q dir="auto">{escape(caption)}</q>'
-    link = _link(results.file(hit), folder)
+    # What a server found is here for the moment only.
+    link = None if results.library is None else _link(results.file(hit), folder)
     if link is not None:
         shown = f'<a href="{escape(link)}">{shown}</a>'
     return f"<li><figure>{shown}<figcaption>{said}</figcaption></figure></li>"

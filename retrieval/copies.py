@@ -20,7 +20,7 @@ from mmsearch.retrieval.media import SUFFIXES, open_picture
 if TYPE_CHECKING:
     from mmsearch.retrieval.schema import Hit, Results
 
-__all__ = ["Placed", "copy_pictures", "link_pictures"]
+__all__ = ["Placed", "copy_pictures", "link_pictures", "name_inside"]
 
 _Source = TypeVar("_Source", Path, bytes)
 
@@ -98,7 +98,7 @@ def _place(
             if data is None:
                 _put_free(placed, prefix + file.name, file, put, same)
             else:
-                name = prefix + _name_inside(hit, data)
+                name = prefix + name_inside(hit, data)
                 _put_free(placed, name, data, _write, _same_bytes)
                 placed.unpacked += 1
         except _Unreadable as error:
@@ -145,7 +145,7 @@ def _short(name: str, ending: str) -> str:
     return os.fsdecode(kept + ending.encode() + suffix)
 
 
-def _name_inside(hit: Hit, data: bytes) -> str:
+def name_inside(hit: Hit, data: bytes) -> str:
     """Return a file name for a picture out of a container; a row of a table has none of its own."""
     container, _, name = hit.path.rpartition("/")
     if Path(name).suffix.lower() in SUFFIXES:

@@ -121,9 +121,9 @@ def cells_of(record: dict[str, Any], names: Iterable[str]) -> list[str]:
 
 def each_picture_once(results: Results) -> list[Hit]:
     """Return the best hit of each picture, best first: several captions may have found one."""
-    best: dict[str, Hit] = {}
+    best: dict[tuple[str | None, str], Hit] = {}
     for hit in results.hits:
-        best.setdefault(hit.path, hit)
+        best.setdefault((hit.library, hit.path), hit)
     return list(best.values())
 
 

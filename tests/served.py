@@ -19,14 +19,19 @@ from tests.conftest import draw
 TOKEN = "a-token-of-the-tests"
 
 
-def make_libraries(here: Path) -> tuple[Path, Path]:
-    """Make two libraries of the bundled encoder: one with captions, and one more."""
+def make_libraries(here: Path, *, odd: bool = False) -> tuple[Path, Path]:
+    """Make two libraries of the bundled encoder: one with captions, and one more.
+
+    Args:
+        here: where they lie.
+        odd: whether a name is no valid text, as old archives have them.
+    """
     photos, work = here / "my photos", here / "work"
     for i, colour in enumerate(("red", "green", "blue", "yellow", "white")):
         draw(photos / "plain" / f"{colour}.jpg", colour, (160 + 8 * i, 120))
         (photos / "plain" / f"{colour}.txt").write_text(f"a {colour} card on a table\n")
-    # A name that is no valid text, as old archives have them.
-    draw(photos / b"caf\xe9.png".decode("utf-8", "surrogateescape"), "black", (120, 120))
+    name = b"caf\xe9.png".decode("utf-8", "surrogateescape") if odd else "night.png"
+    draw(photos / name, "black", (120, 120))
     for colour in ("red", "black"):
         draw(work / f"{colour}.png", colour, (100, 90))
     for folder in (photos, work):

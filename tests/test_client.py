@@ -44,7 +44,7 @@ SECRET = "do-not-tell"
 
 @pytest.fixture(scope="module")
 def libraries(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    return make_libraries(tmp_path_factory.mktemp("served here"))
+    return make_libraries(tmp_path_factory.mktemp("served here"), odd=True)
 
 
 @pytest.fixture(scope="module")
