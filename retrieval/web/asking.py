@@ -13,6 +13,7 @@ from mmsearch.retrieval.schema import Query, QueryPart, Target, TasteQuery
 from mmsearch.retrieval.several import Found, merged
 from mmsearch.retrieval.similar import similar
 from mmsearch.retrieval.web.files import file_of, located_item
+from mmsearch.retrieval.web.pictures import decoded
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -76,6 +77,20 @@ class Asking:
         if len(answers) == 1 or asked.offset is None:
             return answer_fields(answers, merged(answers, asked.k), offset)
         return answer_fields(answers, merged(answers, end)[offset:], offset)
+
+    async def picture(self, data: bytes, name: str | None) -> Image.Image:
+        """Return a picture that was sent, to ask with.
+
+        Args:
+            data: the file.
+            name: what the client calls it.
+
+        Raises:
+            QueryError: it cannot be used.
+        """
+        needed = max(served.engine.encoder.decode_size for served in self._shelf)
+        most = self._settings.limits.upload_pixels
+        return await self._in_thread(lambda: decoded(data, name, most_pixels=most, at_least=needed))
 
     async def similar(self, item: str, k: int, names: Sequence[str] = ()) -> dict[str, Any]:
         """Return the JSON of pictures like one of a library, `NAME/ID`, without itself.

@@ -4,15 +4,13 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Body, Form, Query, UploadFile
-from PIL.Image import Image
+from fastapi import APIRouter, Body, Form, Query
 
 from mmsearch.errors import QueryError
 from mmsearch.retrieval.web.asking import Asking
 from mmsearch.retrieval.web.failures import FAILURES
-from mmsearch.retrieval.web.pictures import decoded
 from mmsearch.retrieval.web.responses import Json
-from mmsearch.retrieval.web.services import Given, Services
+from mmsearch.retrieval.web.services import Given
 from mmsearch.retrieval.web.wire import (
     Answer,
     RecommendRequest,
@@ -41,8 +39,9 @@ async def search_with_pictures(
     most = services.settings.limits.pictures
     if len(asked.image) > most:
         raise QueryError(f"No more than {most} pictures are taken with one question.")
-    pictures = [await _picture(services, upload) for upload in asked.image]
-    return Json(await Asking(services).search(asked, pictures))
+    asking = Asking(services)
+    pictures = [await asking.picture(await each.read(), each.filename) for each in asked.image]
+    return Json(await asking.search(asked, pictures))
 
 
 @router.get("/similar", response_model=Answer)
@@ -56,10 +55,9 @@ async def more_like_a_picture(
     asked: Annotated[SimilarForm, Form(media_type="multipart/form-data")], services: Given
 ) -> Json:
     """Find pictures like one that is sent; itself and its copies are left out."""
-    data = await asked.image.read()
-    await asked.image.seek(0)
-    picture = await _picture(services, asked.image)
     asking = Asking(services)
+    data = await asked.image.read()
+    picture = await asking.picture(data, asked.image.filename)
     return Json(await asking.similar_to(picture, data, asked.k, asked.library))
 
 
@@ -67,10 +65,3 @@ async def more_like_a_picture(
 async def recommend(asked: Annotated[RecommendRequest, Body()], services: Given) -> Json:
     """Recommend pictures to somebody's taste."""
     return Json(await Asking(services).recommend(asked))
-
-
-async def _picture(services: Services, upload: UploadFile) -> Image:
-    data, name = await upload.read(), upload.filename
-    needed = max(served.engine.encoder.decode_size for served in services.shelf)
-    most = services.settings.limits.upload_pixels
-    return await services.in_thread(lambda: decoded(data, name, most_pixels=most, at_least=needed))
