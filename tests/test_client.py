@@ -6,6 +6,8 @@ import asyncio
 import io
 import json
 import math
+import re
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -598,3 +600,13 @@ def test_nobody_there_and_nobody_answering():
         with pytest.raises(ServerUnreachable, match="in time"):
             client.search("x")
         let_go()
+
+
+def test_the_readme_s_client_runs(url, libraries, tmp_path, monkeypatch):
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    (code,) = re.findall(r"```py\n(.*?)```", readme, re.DOTALL)
+    shutil.copy(libraries[0] / "plain" / "green.jpg", tmp_path / "sofa.jpg")
+    monkeypatch.chdir(tmp_path)
+    code = code.replace('"http://127.0.0.1:8000"', repr(f"{url}/?token={TOKEN}"))
+    code = code.replace("Pictures", "my-photos").replace("my-photos/17", "my-photos/2")
+    exec(compile(code, "README.md", "exec"), {})
