@@ -7,7 +7,7 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mmsearch.errors import LibraryError
@@ -112,6 +112,7 @@ def answers(draw):
     )
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(answers())
 def test_answers_come_back(results):
     assert Results.from_json(json.loads(json.dumps(results.to_json()))) == results
