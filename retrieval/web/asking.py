@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 from mmsearch.errors import QueryError
 from mmsearch.retrieval.confidence import CUT, confidence
 from mmsearch.retrieval.filters import Filter, parse_where, split_inline
-from mmsearch.retrieval.schema import Query, QueryPart, Target, TasteQuery
+from mmsearch.retrieval.schema import Target
 from mmsearch.retrieval.several import Found, merged
 from mmsearch.retrieval.similar import similar
 from mmsearch.retrieval.web.files import file_of, located_item
+from mmsearch.retrieval.web.naming import named
 from mmsearch.retrieval.web.pictures import decoded
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping, Sequence
-    from pathlib import Path
+    from collections.abc import Awaitable, Callable, Sequence
 
     from PIL import Image
 
@@ -54,7 +54,7 @@ class Asking:
         offset, end = asked.offset or 0, (asked.offset or 0) + asked.k
         if asked.dislike and not (asked.q or asked.also or pictures):
             return await self._taste(asked, libraries)
-        request, names = self._request(asked, pictures)
+        request = self._request(asked, pictures)
         disliked = [located_item(self._shelf, reference) for reference in asked.dislike]
         left_out = {(served.name, item.id) for served, item in disliked}
         if left_out:
@@ -67,7 +67,6 @@ class Asking:
                 found = await served.page(request, offset, asked.k + len(left_out))
             else:
                 found = await served.page(request, 0, end + len(left_out))
-            found = _called(found, names)
             if not left_out:
                 return found
             kept = tuple(hit for hit in found.hits if (served.name, hit.id) not in left_out)
@@ -75,22 +74,20 @@ class Asking:
 
         answers = await self._each(libraries, one)
         if len(answers) == 1 or asked.offset is None:
-            return answer_fields(answers, merged(answers, asked.k), offset)
-        return answer_fields(answers, merged(answers, end)[offset:], offset)
+            fields = answer_fields(answers, merged(answers, asked.k), offset)
+        else:
+            fields = answer_fields(answers, merged(answers, end)[offset:], offset)
+        return named(fields, asked.like)
 
-    async def picture(self, data: bytes, name: str | None) -> Image.Image:
-        """Return a picture that was sent, to ask with.
-
-        Args:
-            data: the file.
-            name: what the client calls it.
-
-        Raises:
-            QueryError: it cannot be used.
-        """
-        needed = max(served.engine.encoder.decode_size for served in self._shelf)
-        most = self._settings.limits.upload_pixels
-        return await self._in_thread(lambda: decoded(data, name, most_pixels=most, at_least=needed))
+    async def alone(
+        self, names: Sequence[str], k: int, ask: Callable[[Served], Results]
+    ) -> dict[str, Any]:
+        """Return the JSON of what `ask` returns of each library, beside the batches."""
+        self._check_count(k)
+        answers = await self._each(
+            self._shelf.chosen(names), lambda served: self._in_thread(lambda: ask(served))
+        )
+        return answer_fields(answers, merged(answers, k), 0)
 
     async def similar(self, item: str, k: int, names: Sequence[str] = ()) -> dict[str, Any]:
         """Return the JSON of pictures like one of a library, `NAME/ID`, without itself.
@@ -103,9 +100,9 @@ class Asking:
         Raises:
             MmsearchError: there is no such picture, or a library cannot answer.
         """
-        served, found = located_item(self._shelf, item)
-        file = file_of(served, found)
-        return await self._alike(file, {str(file): item}, None, k, names)
+        file = file_of(*located_item(self._shelf, item))
+        found = await self.alone(names, k, lambda served: similar(served.engine, file, k))
+        return named(found, [item])
 
     async def similar_to(
         self, picture: Image.Image, content: bytes, k: int, names: Sequence[str] = ()
@@ -121,26 +118,23 @@ class Asking:
         Raises:
             MmsearchError: a library cannot answer.
         """
-        return await self._alike(picture, {}, content, k, names)
-
-    async def _alike(
-        self,
-        picture: Path | Image.Image,
-        called: Mapping[str, str],
-        content: bytes | None,
-        k: int,
-        names: Sequence[str],
-    ) -> dict[str, Any]:
-        self._check_count(k)
-
-        def one(served: Served) -> Results:
-            return _called(similar(served.engine, picture, k, content=content), called)
-
-        answers = await self._each(
-            self._shelf.chosen(names),
-            lambda served: self._in_thread(lambda: one(served)),
+        return await self.alone(
+            names, k, lambda served: similar(served.engine, picture, k, content=content)
         )
-        return answer_fields(answers, merged(answers, k), 0)
+
+    async def picture(self, data: bytes, name: str | None) -> Image.Image:
+        """Return a picture that was sent, to ask with.
+
+        Args:
+            data: the file.
+            name: what the client calls it.
+
+        Raises:
+            QueryError: it cannot be used.
+        """
+        needed = max(served.engine.encoder.decode_size for served in self._shelf)
+        most = self._settings.limits.upload_pixels
+        return await self._in_thread(lambda: decoded(data, name, most_pixels=most, at_least=needed))
 
     async def recommend(self, asked: RecommendRequest) -> dict[str, Any]:
         """Return the JSON of a recommendation.
@@ -155,14 +149,14 @@ class Asking:
             raise QueryError(f"Say which library recommends, with `library`: {names}.")
         served = libraries[0]
         like, dislike = self._items(served, asked.like), self._items(served, asked.dislike)
-        seen = self._items(served, [each.item for each in asked.history])
-        ages = [each.age_days for each in asked.history]
+        seen = zip(self._items(served, [s.item for s in asked.history]), asked.history, strict=True)
+        history = [(item, each.age_days) for item, each in seen]
         where = None if asked.where is None else parse_where(asked.where)
         found = await self._in_thread(
             lambda: served.engine.recommend(
-                _asked(like),
-                _asked(dislike),
-                [*zip(_asked(seen), ages, strict=True)],
+                like,
+                dislike,
+                history,
                 k=asked.k,
                 where=where,
                 exclude_seen=asked.exclude_seen,
@@ -171,8 +165,8 @@ class Asking:
                 half_life=asked.half_life_days,
             )
         )
-        answers = {served.name: _called(found, _names([*like, *dislike, *seen]))}
-        return answer_fields(answers, merged(answers), 0)
+        fields = answer_fields({served.name: found}, merged({served.name: found}), 0)
+        return named(fields, asked.like, asked.dislike, [each.item for each in asked.history])
 
     async def _taste(self, asked: SearchParameters, libraries: list[Served]) -> dict[str, Any]:
         """Answer pictures that are liked and disliked, without words: a direction, not a part."""
@@ -181,16 +175,16 @@ class Asking:
             like, dislike = self._items(served, asked.like), self._items(served, asked.dislike)
             count = (asked.offset or 0) + asked.k
             where = self._filter(asked)
-            found = await self._in_thread(
+            return await self._in_thread(
                 lambda: served.engine.recommend(
-                    _asked(like), _asked(dislike), k=count, where=where, exclude_seen=False
+                    like, dislike, k=count, where=where, exclude_seen=False
                 )
             )
-            return _called(found, _names([*like, *dislike]))
 
         answers = await self._each(libraries, one)
         offset = asked.offset or 0
-        return answer_fields(answers, merged(answers, offset + asked.k)[offset:], offset)
+        fields = answer_fields(answers, merged(answers, offset + asked.k)[offset:], offset)
+        return named(fields, asked.like, asked.dislike)
 
     async def _each(
         self, libraries: list[Served], ask: Callable[[Served], Awaitable[Results]]
@@ -201,15 +195,12 @@ class Asking:
         found = await asyncio.gather(*(one(served) for served in libraries))
         return {served.name: results for served, results in zip(libraries, found, strict=True)}
 
-    def _request(
-        self, asked: SearchParameters, pictures: Sequence[Image.Image]
-    ) -> tuple[Request, dict[str, str]]:
-        """Return what an engine is asked, and what clients call the files in it."""
+    def _request(self, asked: SearchParameters, pictures: Sequence[Image.Image]) -> Request:
         words, _ = split_inline(asked.q) if asked.q else (None, None)
-        files = [file_of(*located_item(self._shelf, reference)) for reference in asked.like]
-        images: list[Any] = [*files, *pictures]
+        liked = [located_item(self._shelf, reference) for reference in asked.like]
+        images: list[Any] = [*(file_of(served, item) for served, item in liked), *pictures]
         to_pictures = asked.to is Target.IMAGES
-        request = {
+        return {
             "text": ([words] if words else []) + asked.also or None,
             "image": images or None,
             "weights": asked.weight or None,
@@ -227,20 +218,15 @@ class Asking:
             "rerank_depth": asked.rerank_depth,
             "rerank_budget_ms": asked.rerank_budget_ms,
         }
-        return request, dict(zip(map(str, files), asked.like, strict=True))
 
     def _filter(self, asked: SearchParameters) -> Filter | None:
         inline = split_inline(asked.q)[1] if asked.q else None
         return Filter.all_of([inline, None if asked.where is None else parse_where(asked.where)])
 
-    def _items(self, served: Served, references: Sequence[str]) -> list[tuple[int | Path, str]]:
-        """Return what names pictures to a library, its ids or files of others, and to clients."""
-        found = []
-        for reference in references:
-            home, item = located_item(self._shelf, reference)
-            named = item.id if home is served else file_of(home, item)
-            found.append((named, reference))
-        return found
+    def _items(self, served: Served, references: Sequence[str]) -> list[Any]:
+        """Return what names pictures to a library: ids of its own, files of others."""
+        located = [located_item(self._shelf, reference) for reference in references]
+        return [item.id if home is served else file_of(home, item) for home, item in located]
 
     def _check(self, asked: SearchParameters) -> None:
         limits = self._settings.limits
@@ -293,39 +279,6 @@ def answer_fields(
         _, name, hit = max(nearest, key=lambda each: each[0])
         fields["nearest"] = _hit_fields(name, hit, hit.rank)
     return fields
-
-
-def _asked(items: Sequence[tuple[int | Path, str]]) -> list[int | Path]:
-    return [item for item, _ in items]
-
-
-def _names(items: Sequence[tuple[int | Path, str]]) -> dict[str, str]:
-    return {str(item): reference for item, reference in items}
-
-
-def _called(results: Results, names: Mapping[str, str]) -> Results:
-    """Return results whose question names pictures as the client did: no path leaves a server."""
-    query = results.query
-
-    def called(name: str) -> str:
-        return names.get(name, name)
-
-    renamed: Query
-    if isinstance(query, TasteQuery):
-        renamed = replace(
-            query,
-            like=tuple(map(called, query.like)),
-            dislike=tuple(map(called, query.dislike)),
-            history=tuple((called(name), age) for name, age in query.history),
-            ignored=tuple(map(called, query.ignored)),
-        )
-    else:
-        parts = (
-            part if part.image is None else QueryPart(None, called(part.image), part.weight)
-            for part in query.parts
-        )
-        renamed = replace(query, parts=tuple(parts))
-    return replace(results, query=renamed)
 
 
 def _hit_fields(library: str, hit: Hit, rank: int) -> dict[str, Any]:
