@@ -11,6 +11,7 @@ from PIL.Image import Image
 from mmsearch.errors import QueryError
 from mmsearch.retrieval.similar import similar
 from mmsearch.retrieval.web.asking import Asking
+from mmsearch.retrieval.web.bodies import FormRoute
 from mmsearch.retrieval.web.failures import FAILURES
 from mmsearch.retrieval.web.files import file_of, located_item
 from mmsearch.retrieval.web.pictures import decoded
@@ -26,7 +27,7 @@ from mmsearch.retrieval.web.wire import (
 
 __all__ = ["router"]
 
-router = APIRouter(prefix="/api/v1", tags=["search"], responses=FAILURES)
+router = APIRouter(prefix="/api/v1", tags=["search"], responses=FAILURES, route_class=FormRoute)
 
 
 @router.get("/search", response_model=Answer)
@@ -43,7 +44,7 @@ async def search_with_pictures(
     most = services.settings.limits.pictures
     if len(asked.image) > most:
         raise QueryError(f"No more than {most} pictures are taken with one question.")
-    pictures = [await _picture(services, upload) for upload in asked.image]
+    pictures = [(await _picture(services, upload))[0] for upload in asked.image]
     return JSONResponse(await Asking(services).search(asked, pictures))
 
 
@@ -62,13 +63,11 @@ async def more_like_a_picture(
     asked: Annotated[SimilarForm, Form(media_type="multipart/form-data")], services: Given
 ) -> JSONResponse:
     """Find pictures like one that is sent; itself and its copies are left out."""
-    data = await asked.image.read()
-    await asked.image.seek(0)
-    picture = await _picture(services, asked.image)
+    picture, content = await _picture(services, asked.image)
     answer = await Asking(services).alone(
         asked.library,
         asked.k,
-        lambda served: similar(served.engine, picture, asked.k, content=data),
+        lambda served: similar(served.engine, picture, asked.k, content=content),
     )
     return JSONResponse(answer)
 
@@ -79,8 +78,14 @@ async def recommend(asked: Annotated[RecommendRequest, Body()], services: Given)
     return JSONResponse(await Asking(services).recommend(asked))
 
 
-async def _picture(services: Services, upload: UploadFile) -> Image:
-    data, name = await upload.read(), upload.filename
+async def _picture(services: Services, upload: UploadFile) -> tuple[Image, bytes]:
+    """Return a picture that was sent, and its file."""
     needed = max(served.engine.encoder.decode_size for served in services.shelf)
     most = services.settings.limits.upload_pixels
-    return await services.in_thread(lambda: decoded(data, name, most_pixels=most, at_least=needed))
+
+    def read() -> tuple[Image, bytes]:
+        # Not before: what waits lies on disk.
+        data = upload.file.read()
+        return decoded(data, upload.filename, most_pixels=most, at_least=needed), data
+
+    return await services.in_thread(read)

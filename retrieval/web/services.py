@@ -6,13 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, TypeVar
 
-import anyio.to_thread
-from anyio import CapacityLimiter
 from fastapi import Depends, Request
 
 from mmsearch.retrieval.web.metrics import Metrics
 from mmsearch.retrieval.web.settings import Settings
 from mmsearch.retrieval.web.shelf import Shelf
+from mmsearch.retrieval.web.slow_lane import SlowLane
 
 __all__ = ["Given", "Services"]
 
@@ -27,17 +26,21 @@ class Services:
         shelf: the libraries.
         settings: what is allowed.
         metrics: what is counted.
-        threads: how much runs beside the event loop at a time, and is not answered in batches.
+        slow: what runs beside the event loop, and is not answered in batches.
     """
 
     shelf: Shelf
     settings: Settings
     metrics: Metrics
-    threads: CapacityLimiter
+    slow: SlowLane
 
     async def in_thread(self, work: Callable[[], _Told]) -> _Told:
-        """Run what takes long beside the event loop, a few at a time."""
-        return await anyio.to_thread.run_sync(work, limiter=self.threads)
+        """Run what takes long beside the event loop, a few at a time.
+
+        Raises:
+            Busy: too much waits already.
+        """
+        return await self.slow.run(work)
 
 
 def _services(request: Request) -> Services:
