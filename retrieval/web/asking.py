@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmsearch.errors import QueryError
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 
     from mmsearch.retrieval.schema import Hit, Results
     from mmsearch.retrieval.web.services import Services
-    from mmsearch.retrieval.web.shelf import Request, Served
+    from mmsearch.retrieval.web.shelf import Request, Served, Shelf
     from mmsearch.retrieval.web.wire import RecommendRequest, SearchParameters
 
 __all__ = ["Asking", "answer_fields"]
@@ -71,8 +73,8 @@ class Asking:
 
         answers = await self._each(libraries, one)
         if len(answers) == 1 or asked.offset is None:
-            return answer_fields(answers, merged(answers, asked.k), offset)
-        return answer_fields(answers, merged(answers, end)[offset:], offset)
+            return self._fields(answers, merged(answers, asked.k), offset)
+        return self._fields(answers, merged(answers, end)[offset:], offset)
 
     async def alone(
         self, names: Sequence[str], k: int, ask: Callable[[Served], Results]
@@ -82,7 +84,7 @@ class Asking:
         answers = await self._each(
             self._shelf.chosen(names), lambda served: self._in_thread(lambda: ask(served))
         )
-        return answer_fields(answers, merged(answers, k), 0)
+        return self._fields(answers, merged(answers, k), 0)
 
     async def recommend(self, asked: RecommendRequest) -> dict[str, Any]:
         """Return the JSON of a recommendation.
@@ -113,7 +115,7 @@ class Asking:
                 half_life=asked.half_life_days,
             )
         )
-        return answer_fields({served.name: found}, merged({served.name: found}), 0)
+        return self._fields({served.name: found}, merged({served.name: found}), 0)
 
     async def _taste(self, asked: SearchParameters, libraries: list[Served]) -> dict[str, Any]:
         """Answer pictures that are liked and disliked, without words: a direction, not a part."""
@@ -130,7 +132,7 @@ class Asking:
 
         answers = await self._each(libraries, one)
         offset = asked.offset or 0
-        return answer_fields(answers, merged(answers, offset + asked.k)[offset:], offset)
+        return self._fields(answers, merged(answers, offset + asked.k)[offset:], offset)
 
     async def _each(
         self, libraries: list[Served], ask: Callable[[Served], Awaitable[Results]]
@@ -174,6 +176,14 @@ class Asking:
         located = [located_item(self._shelf, reference) for reference in references]
         return [item.id if home is served else file_of(home, item) for home, item in located]
 
+    def _fields(
+        self, answers: dict[str, Results], found: Sequence[Found], offset: int
+    ) -> dict[str, Any]:
+        fields = answer_fields(answers, found, offset)
+        # A picture that was named by its key is told by its path, which is this machine's.
+        fields["query"] = _named(fields["query"], self._shelf)
+        return fields
+
     def _check(self, asked: SearchParameters) -> None:
         limits = self._settings.limits
         self._check_count(asked.k)
@@ -195,6 +205,19 @@ class Asking:
             raise QueryError(
                 f"k is at most {most} here, not {k}; further answers come with `offset`."
             )
+
+
+def _named(query: object, shelf: Shelf) -> object:
+    """Return what was asked with library's names instead of their folders."""
+    if isinstance(query, dict):
+        return {key: _named(value, shelf) for key, value in query.items()}
+    if isinstance(query, list):
+        return [_named(value, shelf) for value in query]
+    if isinstance(query, str):
+        for served in shelf:
+            if query.startswith(f"{served.root}{os.sep}"):
+                return f"{served.name}/{Path(query).relative_to(served.root).as_posix()}"
+    return query
 
 
 def answer_fields(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from mmsearch.errors import (
     LibraryError,
@@ -158,9 +159,22 @@ async def _invalid(_: Request, error: Exception) -> JSONResponse:
     return failure(422, "parameters", told.encode("utf-8", "backslashreplace").decode())
 
 
-async def _http(_: Request, error: Exception) -> JSONResponse:
+async def _http(request: Request, error: Exception) -> JSONResponse:
     if not isinstance(error, HTTPException):
         raise error
     headers = dict(error.headers or {})
+    if error.status_code == 405:
+        # Each route tells its own methods; others may have the same address.
+        headers["Allow"] = ", ".join(sorted(_methods(request)))
     kind = _REASONS.get(error.status_code, "request")
     return JSONResponse({"detail": str(error.detail), "kind": kind}, error.status_code, headers)
+
+
+def _methods(request: Request) -> set[str]:
+    """Return the methods that the address of a request has."""
+    found: set[str] = set()
+    for method in ("GET", "POST", "PUT", "PATCH", "DELETE"):
+        scope = {**request.scope, "method": method}
+        if any(route.matches(scope)[0] is Match.FULL for route in request.app.routes):
+            found.add(method)
+    return found

@@ -25,7 +25,7 @@ __all__ = ["open_router", "router"]
 
 LibraryName = Annotated[str, Path(description="The library's name.")]
 ItemId = Annotated[int, Path(ge=0, lt=10**18, description="The picture's key in the library.")]
-Words = Annotated[str, Query(description="The words.")]
+Words = Annotated[str, Query(min_length=1, description="The words.")]
 
 IMMUTABLE = "private, max-age=31536000, immutable"
 """What a picture's content names does not change."""

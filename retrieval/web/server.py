@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import socket
@@ -82,6 +83,7 @@ class Server(uvicorn.Server):
             timeout_graceful_shutdown=GRACE_S,
         )
         super().__init__(config)
+        logging.getLogger("python_multipart").setLevel(logging.ERROR)
         self._begun = begun
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
