@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Abandoning", "protocol"]
 
+LAST_S = 0.2
+"""What a request that is on its way has when the server ends."""
+
 _TASK = "mmsearch.task"
 _GONE = "mmsearch.gone"
 
@@ -36,6 +39,7 @@ class _Bounded(H11Protocol):
         self._timer: asyncio.TimerHandle | None = None
         self._stalled: asyncio.TimerHandle | None = None
         self._silent_since = self.loop.time()
+        self._ending = False
         if len(self.connections) > self.limits.connections:
             self._make_room()
         self._watch_head()
@@ -56,6 +60,8 @@ class _Bounded(H11Protocol):
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
         self._watch_head()
+        if self._ending and not self._silent:
+            self.cycle.keep_alive = False
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -66,6 +72,18 @@ class _Bounded(H11Protocol):
         if self._stalled is not None:
             self._stalled.cancel()
             self._stalled = None
+
+    def shutdown(self) -> None:
+        # What was sent already may not have been read yet.
+        self._ending = True
+        if self._silent:
+            self.loop.call_later(LAST_S, self._end)
+        else:
+            super().shutdown()
+
+    def _end(self) -> None:
+        if not self.transport.is_closing():
+            super().shutdown()
 
     def on_response_complete(self) -> None:
         self._silent_since = self.loop.time()

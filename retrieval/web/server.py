@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Server", "listening", "serve"]
 
-GRACE_S = 10
+GRACE_S = 20
 """What requests that are being answered have at the end."""
 
 
