@@ -14,6 +14,11 @@ from mmsearch.retrieval.terminal import read_large_pictures, say
 
 __all__ = ["serve"]
 
+RATE = 100.0
+"""Requests a second that another machine may send: a page full of thumbnails, again and again."""
+BURST_S = 4
+"""Seconds' worth of them at once."""
+
 
 def serve(
     libraries: Annotated[
@@ -61,6 +66,17 @@ def serve(
     batch: Annotated[
         int, typer.Option(min=1, max=256, help="Questions that are answered together at most.")
     ] = 16,
+    rate: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="Requests a second from one address; 0 for any number.",
+            show_default="any number on this machine only, else 100",
+        ),
+    ] = None,
+    upload: Annotated[
+        int, typer.Option(min=1, max=1024, metavar="MIB", help="The largest upload that is taken.")
+    ] = 32,
     device: Annotated[
         str | None, typer.Option(help="Where vectors are compared: cpu, cuda, cuda:1.")
     ] = None,
@@ -77,11 +93,13 @@ def serve(
         from mmsearch.retrieval.web.server import serve as serve_libraries
     except ImportError as error:
         raise MissingExtra(error.name or "fastapi", "serve") from error
-    from mmsearch.retrieval.web.settings import Settings, is_loopback
+    from mmsearch.retrieval.web.settings import MIB, Limits, Settings, is_loopback
 
     paths = list(libraries or []) or [chosen_library(None)]
-    if token is None and not is_loopback(host):
+    if not token and not is_loopback(host):
         token = secrets.token_urlsafe(24)
+    if rate is None:
+        rate = 0.0 if is_loopback(host) else RATE
     settings = Settings(
         host=host,
         port=port,
@@ -91,6 +109,7 @@ def serve(
         follow_links=follow_links,
         rerankers=("fast", *(rerank or ())),
         batch=batch,
+        limits=Limits(upload_bytes=upload * MIB, rate=rate, burst=max(1, round(BURST_S * rate))),
     )
     read_large_pictures()
 

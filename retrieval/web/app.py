@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import time
+import asyncio
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-import anyio.to_thread
-from fastapi import FastAPI, Request
+from fastapi import FastAPI
 from fastapi.responses import Response
 
 import mmsearch
 from mmsearch.retrieval.web import failures, routes_items, routes_search
+from mmsearch.retrieval.web.bodies import Bodies
+from mmsearch.retrieval.web.connections import Abandoning
+from mmsearch.retrieval.web.counting import Counted
 from mmsearch.retrieval.web.guard import Guard
 from mmsearch.retrieval.web.mcp import Endpoint
 from mmsearch.retrieval.web.metrics import CONTENT_TYPE_LATEST
 from mmsearch.retrieval.web.services import create_services
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+    from collections.abc import AsyncIterator, Sequence
     from pathlib import Path
 
     from mmsearch.retrieval.web.settings import Settings
@@ -46,7 +48,7 @@ def create_app(
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         async with tools.running():
             yield
-        await anyio.to_thread.run_sync(services.shelf.close)
+        await asyncio.to_thread(services.close)
 
     app = FastAPI(
         title="mmsearch",
@@ -67,19 +69,9 @@ def create_app(
     async def told() -> Response:
         return Response(metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
-    @app.middleware("http")
-    async def counted(
-        request: Request, call_next: Callable[[Request], Awaitable[Response]]
-    ) -> Response:
-        started = time.perf_counter()
-        with metrics.busy.track_inprogress():
-            response = await call_next(request)
-        route = request.scope.get("route")
-        # The pattern, not the address: a client could ask for any number of addresses.
-        path = getattr(route, "path", "other")
-        metrics.requests.labels(path, request.method, response.status_code).inc()
-        metrics.seconds.labels(path).observe(time.perf_counter() - started)
-        return response
-
+    # The last is the first to see a request.
     app.add_middleware(Guard, settings=settings)
+    app.add_middleware(Bodies, limits=settings.limits)
+    app.add_middleware(Abandoning)
+    app.add_middleware(Counted, metrics=metrics)
     return app

@@ -122,19 +122,28 @@ class Asking:
             names, k, lambda served: similar(served.engine, picture, k, content=content)
         )
 
-    async def picture(self, data: bytes, name: str | None) -> Image.Image:
-        """Return a picture that was sent, to ask with.
+    async def picture(
+        self, read: Callable[[], bytes], name: str | None
+    ) -> tuple[Image.Image, bytes]:
+        """Return a picture that was sent, to ask with, and its file.
 
         Args:
-            data: the file.
+            read: gives the file; not called before there is a thread for it, so that what waits
+                may lie on disk.
             name: what the client calls it.
 
         Raises:
             QueryError: it cannot be used.
+            Busy: too much waits.
         """
         needed = max(served.engine.encoder.decode_size for served in self._shelf)
         most = self._settings.limits.upload_pixels
-        return await self._in_thread(lambda: decoded(data, name, most_pixels=most, at_least=needed))
+
+        def decode() -> tuple[Image.Image, bytes]:
+            data = read()
+            return decoded(data, name, most_pixels=most, at_least=needed), data
+
+        return await self._in_thread(decode)
 
     async def recommend(self, asked: RecommendRequest) -> dict[str, Any]:
         """Return the JSON of a recommendation.

@@ -65,14 +65,13 @@ def file_of(served: Served, item: Item) -> Path:
     """
     root = served.root
     path = root / item.picture.path
-    if served.follow_links:
-        return path
-    real, home = os.path.realpath(path), os.path.realpath(root)
-    if os.path.commonpath([real, home]) != home:
-        raise MediaError(
-            "unreadable",
-            "a link leads out of the library's folder; serve --follow-links allows that",
-        )
+    if not served.follow_links:
+        real, home = os.path.realpath(path), os.path.realpath(root)
+        if os.path.commonpath([real, home]) != home:
+            raise MediaError(
+                "unreadable",
+                "a link leads out of the library's folder; serve --follow-links allows that",
+            )
     return path
 
 

@@ -153,8 +153,8 @@ class _Tools:
             one = await self._one_of(item, picture, file)
             if isinstance(one, str):
                 return await self._asking.similar(one, k, _names(library))
-            data, name = one
-            decoded = await self._asking.picture(data, name)
+            sent, name = one
+            decoded, data = await self._asking.picture(lambda: sent, name)
             return await self._asking.similar_to(decoded, data, k, _names(library))
 
         return await self._answered(asked(), thumbnails)
@@ -178,8 +178,14 @@ class _Tools:
     ) -> Found:
         async def asked() -> dict[str, Any]:
             one = await self._one_of(item, picture, file)
-            liked = [one] if isinstance(one, str) else []
-            pictures = [] if isinstance(one, str) else [await self._asking.picture(*one)]
+            liked = []
+            if isinstance(one, str):
+                located_item(self._services.shelf, one)  # Says what is wrong with the name.
+                liked.append(one)
+            pictures = []
+            if not isinstance(one, str):
+                sent, name = one
+                pictures.append((await self._asking.picture(lambda: sent, name))[0])
             parameters = SearchParameters.model_validate(
                 {"to": Target.CAPTIONS, "k": k, "like": liked, "library": _names(library)}
             )
@@ -222,7 +228,7 @@ class _Tools:
         try:
             served, item = located_item(self._services.shelf, name)
             file = file_of(served, item)
-            making = served.thumbnails.get(file, item.picture.sha256, SIDE)
+            making = served.thumbnails.get(file, item.picture, SIDE)
             place = await self._services.in_thread(making.result)
             data = await anyio.Path(place).read_bytes()
         except (MmsearchError, OSError):

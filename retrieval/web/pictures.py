@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import PurePosixPath
+from threading import Lock
 from typing import TYPE_CHECKING
 
 from mmsearch.errors import MediaError, QueryError
@@ -12,6 +13,14 @@ if TYPE_CHECKING:
     from PIL import Image
 
 __all__ = ["decoded"]
+
+LARGE = 16_000_000
+"""Pixels above which pictures are decoded one at a time, and made smaller before the next."""
+SCANS = 200
+"""Passes over a progressive JPEG: cameras and programs make about ten. Each takes as long as a
+picture, so that a small file of thousands would take minutes."""
+
+_large = Lock()
 
 
 def decoded(data: bytes, name: str | None, *, most_pixels: int, at_least: int) -> Image.Image:
@@ -48,4 +57,12 @@ def _decoded(data: bytes, most_pixels: int, at_least: int) -> Image.Image:
             f"{width}×{height} is more than the {most_pixels / 1e6:,.0f} megapixels that are taken "
             "here; send a smaller one",
         )
-    return upright_rgb(picture, at_least=at_least)
+    if picture.format == "JPEG" and data.count(b"\xff\xda") > SCANS:
+        raise MediaError("damaged", "it is a JPEG of more passes than any program makes")
+    if width * height <= LARGE:
+        return upright_rgb(picture, at_least=at_least)
+    with _large:
+        rgb = upright_rgb(picture, at_least=at_least)
+        # JPEG is decoded at a fraction of its size already. Far above what an encoder looks at.
+        times = min(round((rgb.width * rgb.height / LARGE) ** 0.5), min(rgb.size) // at_least)
+        return rgb.reduce(times) if times > 1 else rgb

@@ -2,7 +2,7 @@
 
 import asyncio
 import io
-from functools import partial
+from contextlib import suppress
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Request
@@ -14,8 +14,8 @@ from mmsearch.retrieval.explanation import Explanation
 from mmsearch.retrieval.filters import split_inline
 from mmsearch.retrieval.heat_picture import heat_picture
 from mmsearch.retrieval.library_status import status_fields
-from mmsearch.retrieval.thumbnails import picture_bytes
-from mmsearch.retrieval.web.failures import FAILURES
+from mmsearch.retrieval.web.content import content_of
+from mmsearch.retrieval.web.failures import ALWAYS, FAILURES
 from mmsearch.retrieval.web.files import file_of, item_of, media_type
 from mmsearch.retrieval.web.responses import Json
 from mmsearch.retrieval.web.services import Given, Services
@@ -26,16 +26,20 @@ __all__ = ["open_router", "router"]
 
 LibraryName = Annotated[str, Path(description="The library's name.")]
 ItemId = Annotated[int, Path(ge=0, lt=10**18, description="The picture's key in the library.")]
-Words = Annotated[str, Query(description="The words.")]
+Words = Annotated[str, Query(min_length=1, description="The words.")]
 
 IMMUTABLE = "private, max-age=31536000, immutable"
 """What a picture's content names does not change."""
 SANDBOX = "default-src 'none'; style-src 'unsafe-inline'; sandbox"
 """What a file of a user's may do when it is opened by itself: nothing."""
 JPEG: dict[int | str, dict[str, Any]] = {200: {"content": {"image/jpeg": {}}}}
-PICTURE: dict[int | str, dict[str, Any]] = {200: {"content": {"image/*": {}}}}
+PICTURE: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"image/*": {}}},
+    206: {"content": {"image/*": {}}, "description": "The stretch that `Range` asks for."},
+    416: {"description": "The file is shorter than the stretch that `Range` asks for."},
+}
 
-open_router = APIRouter(tags=["health"])
+open_router = APIRouter(tags=["health"], responses=ALWAYS)
 router = APIRouter(prefix="/api/v1", tags=["items"], responses=FAILURES)
 
 
@@ -107,9 +111,15 @@ async def thumbnail(
     }
     if request.headers.get("if-none-match") == headers["ETag"]:
         return Response(status_code=304, headers=headers)
-    making = served.thumbnails.get(file_of(served, found), found.picture.sha256, side)
-    path = await asyncio.shield(asyncio.wrap_future(making))
-    return FileResponse(path, media_type="image/jpeg", headers=headers)
+    file = file_of(served, found)
+    data = None
+    while data is None:
+        making = served.thumbnails.get(file, found.picture, side)
+        # Others may wait for the same one.
+        path = await asyncio.shield(asyncio.wrap_future(making))
+        with suppress(FileNotFoundError):  # It just had to make room for others.
+            data = await asyncio.to_thread(path.read_bytes)
+    return Response(data, media_type="image/jpeg", headers=headers)
 
 
 @router.get("/items/{library}/{id}/original", response_class=Response, responses=PICTURE)
@@ -117,18 +127,21 @@ async def original(library: LibraryName, id: ItemId, services: Given) -> Respons
     """Return the picture's own file, as it is."""
     served = services.shelf[library]
     found = item_of(served, id)
-    file = file_of(served, found)
+    content = await asyncio.to_thread(content_of, file_of(served, found), found.picture)
+    kind = media_type(found)
     headers = {"Content-Security-Policy": SANDBOX, "Cache-Control": "private, no-cache"}
-    if file.is_file():
-        return FileResponse(
-            file,
-            media_type=media_type(found),
-            filename=found.picture.path.rpartition("/")[2].encode("utf-8", "replace").decode(),
-            content_disposition_type="inline",
-            headers=headers,
-        )
-    data = await services.in_thread(partial(picture_bytes, file))
-    return Response(data, media_type=media_type(found), headers=headers)
+    if isinstance(content, bytes):
+        return Response(content, media_type=kind, headers=headers)
+    file, facts = content
+    name = found.picture.path.rpartition("/")[2].encode("utf-8", "replace").decode()
+    return FileResponse(
+        file,
+        media_type=kind,
+        filename=name,
+        content_disposition_type="inline",
+        stat_result=facts,
+        headers=headers,
+    )
 
 
 @router.get("/items/{library}/{id}/explain", response_model=Explained)

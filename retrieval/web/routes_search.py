@@ -8,6 +8,7 @@ from fastapi import APIRouter, Body, Form, Query
 
 from mmsearch.errors import QueryError
 from mmsearch.retrieval.web.asking import Asking
+from mmsearch.retrieval.web.bodies import FormRoute
 from mmsearch.retrieval.web.failures import FAILURES
 from mmsearch.retrieval.web.responses import Json
 from mmsearch.retrieval.web.services import Given
@@ -22,7 +23,7 @@ from mmsearch.retrieval.web.wire import (
 
 __all__ = ["router"]
 
-router = APIRouter(prefix="/api/v1", tags=["search"], responses=FAILURES)
+router = APIRouter(prefix="/api/v1", tags=["search"], responses=FAILURES, route_class=FormRoute)
 
 
 @router.get("/search", response_model=Answer)
@@ -40,7 +41,7 @@ async def search_with_pictures(
     if len(asked.image) > most:
         raise QueryError(f"No more than {most} pictures are taken with one question.")
     asking = Asking(services)
-    pictures = [await asking.picture(await each.read(), each.filename) for each in asked.image]
+    pictures = [(await asking.picture(up.file.read, up.filename))[0] for up in asked.image]
     return Json(await asking.search(asked, pictures))
 
 
@@ -56,9 +57,8 @@ async def more_like_a_picture(
 ) -> Json:
     """Find pictures like one that is sent; itself and its copies are left out."""
     asking = Asking(services)
-    data = await asked.image.read()
-    picture = await asking.picture(data, asked.image.filename)
-    return Json(await asking.similar_to(picture, data, asked.k, asked.library))
+    picture, content = await asking.picture(asked.image.file.read, asked.image.filename)
+    return Json(await asking.similar_to(picture, content, asked.k, asked.library))
 
 
 @router.post("/recommend", response_model=Answer)

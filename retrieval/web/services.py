@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, TypeVar
 
-import anyio.to_thread
-from anyio import CapacityLimiter
 from fastapi import Depends, Request
 
 from mmsearch.retrieval.web.metrics import Metrics
 from mmsearch.retrieval.web.settings import Settings
 from mmsearch.retrieval.web.shelf import Shelf
+from mmsearch.retrieval.web.slow_lane import SlowLane
 
 __all__ = ["Given", "Services", "create_services", "opened_services"]
 
@@ -32,23 +31,32 @@ class Services:
         shelf: the libraries.
         settings: what is allowed.
         metrics: what is counted.
-        threads: how much runs beside the event loop at a time, and is not answered in batches.
+        slow: what runs beside the event loop, and is not answered in batches.
     """
 
     shelf: Shelf
     settings: Settings
     metrics: Metrics
-    threads: CapacityLimiter
+    slow: SlowLane
 
     async def in_thread(self, work: Callable[[], _Told]) -> _Told:
-        """Run what takes long beside the event loop, a few at a time."""
-        return await anyio.to_thread.run_sync(work, limiter=self.threads)
+        """Run what takes long beside the event loop, a few at a time.
+
+        Raises:
+            Busy: too much waits already.
+        """
+        return await self.slow.run(work)
+
+    def close(self) -> None:
+        """Answer what waits, then release every library."""
+        self.slow.close()
+        self.shelf.close()
 
 
 def create_services(
     libraries: Sequence[Path], settings: Settings, *, device: str | None = None
 ) -> Services:
-    """Open libraries and join what serves them; the shelf is the caller's to close.
+    """Open libraries and join what serves them; `close` is the caller's to call.
 
     Args:
         libraries: folders that were indexed.
@@ -62,7 +70,7 @@ def create_services(
     shelf = Shelf.open(libraries, settings, device=device, batched=metrics.batches.observe)
     for served in shelf:
         metrics.watch(served)
-    return Services(shelf, settings, metrics, CapacityLimiter(THREADS))
+    return Services(shelf, settings, metrics, SlowLane(THREADS, settings.limits.slow))
 
 
 @contextmanager
@@ -76,7 +84,7 @@ def opened_services(libraries: Sequence[Path], settings: Settings) -> Iterator[S
     try:
         yield services
     finally:
-        services.shelf.close()
+        services.close()
 
 
 def _services(request: Request) -> Services:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["Limits", "Settings", "is_loopback"]
+__all__ = ["MIB", "Limits", "Settings", "is_loopback"]
 
 MIB = 1 << 20
 
@@ -25,7 +25,11 @@ class Limits:
         rate: requests a second that one address may send, on average; 0 for any number.
         burst: how many of them at once.
         body_seconds: the time a client has to send its body.
-        head_seconds: the time it has to send its request's head, and to say nothing.
+        head_seconds: the time it has to send its request's head.
+        idle_seconds: how long a connection may be silent between two requests.
+        stall_seconds: how long a client may read nothing of a response.
+        connections: how many are open at a time; the one that was silent longest makes room.
+        slow: explanations, uploads and recommendations that may wait for their turn.
     """
 
     upload_bytes: int = 32 * MIB
@@ -40,6 +44,10 @@ class Limits:
     burst: int = 100
     body_seconds: float = 30.0
     head_seconds: float = 15.0
+    idle_seconds: int = 30
+    stall_seconds: float = 30.0
+    connections: int = 1_024
+    slow: int = 32
 
 
 @dataclass(frozen=True, slots=True)

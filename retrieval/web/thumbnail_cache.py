@@ -15,10 +15,12 @@ from threading import Lock
 from typing import TYPE_CHECKING
 
 from mmsearch.indexes.base import replacing
-from mmsearch.retrieval.thumbnails import thumbnail
+from mmsearch.retrieval.media import open_picture, read_bytes, upright_rgb
+from mmsearch.retrieval.web.content import content_of
 
 if TYPE_CHECKING:
     from mmsearch.retrieval.library import Library
+    from mmsearch.retrieval.schema import Picture
 
 __all__ = ["SIDES", "ThumbnailCache"]
 
@@ -51,24 +53,24 @@ class ThumbnailCache:
         fits = next((each for each in SIDES if each >= side), SIDES[-1])
         return self.folder / name[:2] / f"{name}-{fits}.jpg"
 
-    def get(self, file: Path, sha256: bytes, side: int) -> Future[Path]:
+    def get(self, file: Path, picture: Picture, side: int) -> Future[Path]:
         """Return the file of a thumbnail, made if there is none.
 
         Args:
-            file: the picture, as `thumbnail` takes it.
-            sha256: hash of its content.
+            file: where the picture lies.
+            picture: what is known of it.
             side: pixels that the longer side needs.
 
         Raises (in the future):
-            MediaError: the picture is gone, or cannot be decoded.
+            MediaError: the picture is gone, is another now, or cannot be decoded.
             OSError: there is no room for it.
         """
-        place = self.place(sha256, side)
+        place = self.place(picture.sha256, side)
         with self._lock:
             making = self._making.get(place)
             if making is not None:
                 return making
-            making = self._pool.submit(self._made, file, place)
+            making = self._pool.submit(self._made, file, picture, place)
             self._making[place] = making
         making.add_done_callback(lambda _: self._forget(place))
         return making
@@ -81,18 +83,22 @@ class ThumbnailCache:
         with self._lock:
             self._making.pop(place, None)
 
-    def _made(self, file: Path, place: Path) -> Path:
+    def _made(self, file: Path, picture: Picture, place: Path) -> Path:
         try:
             os.utime(place)  # Asked for just now: the last to go.
+            if place.stat().st_size:  # A file system that was cut off leaves empty files.
+                return place
         except OSError:
             pass
-        else:
-            return place
         side = int(place.stem.rpartition("-")[2])
-        picture = thumbnail(file, side)
+        # Named after a content, it must be of no other.
+        content = content_of(file, picture)
+        data = content if isinstance(content, bytes) else read_bytes(content[0])
+        small = upright_rgb(open_picture(data), at_least=side)
+        small.thumbnail((side, side))
         place.parent.mkdir(parents=True, exist_ok=True)
         with replacing(place) as temporary:
-            picture.save(temporary, "JPEG", quality=QUALITY, progressive=True)
+            small.save(temporary, "JPEG", quality=QUALITY, progressive=True)
         with self._lock:
             self._written += place.stat().st_size
             tidy = self._written >= TIDIED

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import UploadFile
 from pydantic import BaseModel, ConfigDict, Field
@@ -25,10 +25,17 @@ __all__ = [
     "Status",
 ]
 
-ITEM = Field(
-    description="A picture of a library: `NAME/ID`, as answers have it in `library` and `id`.",
-    pattern=r"^[^/]+/[0-9]{1,18}$",
-)
+ItemName = Annotated[
+    str,
+    Field(
+        description="A picture of a library: `NAME/ID`, as answers have it in `library` and `id`.",
+        pattern=r"^[^/]+/[0-9]{1,18}$",
+    ),
+]
+# In JSON `false` is no number, and `"10"` is none; in an address everything is text.
+Number = Annotated[float, Field(strict=True)]
+Whole = Annotated[int, Field(strict=True)]
+Flag = Annotated[bool, Field(strict=True)]
 
 
 class Parameters(BaseModel):
@@ -66,11 +73,11 @@ class SearchParameters(Paged):
     also: list[str] = Field(
         default_factory=list, description="More words that count by themselves."
     )
-    like: list[str] = Field(
+    like: list[ItemName] = Field(
         default_factory=list,
         description="Pictures of the libraries to ask with, each `NAME/ID`: more like these.",
     )
-    dislike: list[str] = Field(
+    dislike: list[ItemName] = Field(
         default_factory=list,
         description="Pictures, each `NAME/ID`, that are left out; where only pictures are asked "
         "with, answers turn away from them.",
@@ -105,7 +112,7 @@ class SearchForm(SearchParameters):
 class SimilarParameters(Parameters):
     """More like one picture of a library."""
 
-    item: str = ITEM
+    item: ItemName
     k: int = Field(10, ge=1, description="How many answers.")
     library: list[str] = Field(default_factory=list, description="Names of libraries.")
 
@@ -121,23 +128,23 @@ class SimilarForm(Parameters):
 class Seen(Parameters):
     """A picture that was seen."""
 
-    item: str = ITEM
-    age_days: float = Field(0.0, ge=0, description="How many days ago.")
+    item: ItemName
+    age_days: Number = Field(0.0, ge=0, description="How many days ago.")
 
 
 class RecommendRequest(Parameters):
     """Somebody's taste, as `SearchEngine.recommend` takes it."""
 
     library: str | None = Field(None, description="The library; needed where there are several.")
-    like: list[str] = Field(default_factory=list, description="Each `NAME/ID`.")
-    dislike: list[str] = Field(default_factory=list, description="Each `NAME/ID`.")
+    like: list[ItemName] = Field(default_factory=list, description="Each `NAME/ID`.")
+    dislike: list[ItemName] = Field(default_factory=list, description="Each `NAME/ID`.")
     history: list[Seen] = Field(default_factory=list)
-    k: int = Field(10, ge=1)
+    k: Whole = Field(10, ge=1)
     where: str | None = None
-    exclude_seen: bool = True
-    diversity: float = Field(0.0, ge=0, le=1)
+    exclude_seen: Flag = True
+    diversity: Number = Field(0.0, ge=0, le=1)
     strategy: Strategy = Strategy.AVERAGE
-    half_life_days: float = Field(30.0, gt=0)
+    half_life_days: Number = Field(30.0, gt=0)
 
 
 class Group(BaseModel):
