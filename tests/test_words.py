@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmsearch.retrieval.catalog import Catalog, migrations, words
+from mmsearch.retrieval.catalog import Catalog, migrations, word_search, words
 from mmsearch.retrieval.schema import Caption, Problem, Target
 from tests.test_catalog import SPEC, picture, unit
 
@@ -79,9 +79,12 @@ def test_a_file_name_with_or_without_ending_and_folders_comes_first(catalog, pat
     stem = name.rpartition(".")[0]
     for asked in (path, name, stem, path.rpartition(".")[0], f"/any/where/{path}", f" {name} "):
         found = catalog.words(asked, Target.IMAGES, 10)
-        assert found[0][1] == words.EXACT_NAME, asked
+        assert found[0][1] == word_search.EXACT_NAME, asked
         assert catalog.file_hits(found)[0].path == path, asked
-    assert catalog.words(words.legible(stem).upper(), Target.IMAGES, 10)[0][1] == words.EXACT_NAME
+    assert (
+        catalog.words(words.legible(stem).upper(), Target.IMAGES, 10)[0][1]
+        == word_search.EXACT_NAME
+    )
 
 
 def test_another_folder_or_ending_is_not_what_was_asked(catalog):
@@ -106,7 +109,7 @@ def test_captions_are_found_by_their_words(catalog):
         "a dog runs on a beach",
         "a dog",
     ]
-    assert all(score < words.EXACT_NAME for _, score in found)
+    assert all(score < word_search.EXACT_NAME for _, score in found)
     assert paths_found(catalog, "dogs running") == [PATHS[0], PATHS[2]]
     several = [Caption("a dog", "sidecar"), Caption("a dog that runs", "xmp")]
     with catalog.write() as transaction:
@@ -130,7 +133,7 @@ def test_only_some_may_be_chosen_from(catalog):
 
 
 def test_words_that_too_many_have_are_left_out_where_others_are(catalog, monkeypatch):
-    monkeypatch.setattr(words, "MOST_MATCHES", 3)
+    monkeypatch.setattr(word_search, "MOST_MATCHES", 3)
     captions = [(path, "a dog") for path in PATHS[1:]] + [(PATHS[0], "a zebra")]
     filled(catalog, captions=captions)
     assert paths_found(catalog, "zebra dog") == [PATHS[0]]
@@ -266,7 +269,7 @@ def test_a_library_of_before_gets_its_words_when_it_is_opened(tmp_path, monkeypa
     monkeypatch.undo()
     catalog = Catalog.open(path)
     assert [id_ for id_, _ in catalog.words("dogs", Target.IMAGES, 5)] == [2]
-    assert catalog.words("caf\udce9 au lait", Target.IMAGES, 5)[0] == (5, words.EXACT_NAME)
+    assert catalog.words("caf\udce9 au lait", Target.IMAGES, 5)[0] == (5, word_search.EXACT_NAME)
     assert len(catalog.words("2023-08-12", Target.IMAGES, 50)) == len(PATHS)
     kept = everything(catalog)
     # As the code of today writes them.
