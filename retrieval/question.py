@@ -12,9 +12,7 @@ from PIL import Image
 
 from mmsearch.errors import MediaError, QueryError
 from mmsearch.retrieval import logic
-from mmsearch.retrieval.containers import openable
 from mmsearch.retrieval.fusion import calibrated, early, ranks_of, reciprocal_rank, weighted
-from mmsearch.retrieval.media import load_rgb
 from mmsearch.retrieval.schema import Fusion, Query, QueryPart, Target
 
 if TYPE_CHECKING:
@@ -217,6 +215,10 @@ def embedded(
 
 
 def _pixels(image: ImageSource, encoder: Encoder) -> NDArray[Any]:
+    # What questions in words do not need is loaded where it is.
+    from mmsearch.retrieval.containers import openable
+    from mmsearch.retrieval.media import load_rgb
+
     source = openable(Path(image)) if isinstance(image, (str, Path)) else image
     return encoder.prepare(load_rgb(source, at_least=encoder.decode_size))
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 from mmsearch.retrieval.catalog.encoders import EncoderRow, UnembeddedFile
 from mmsearch.retrieval.catalog.lookup import FileRow
 from mmsearch.retrieval.catalog.regions import RegionStore
-from mmsearch.retrieval.catalog.snapshot import Snapshot, StoredPicture
 from mmsearch.retrieval.catalog.store import (
     AdapterRow,
     Catalog,
@@ -36,8 +35,6 @@ __all__ = [
     "KnownProblem",
     "LibraryRow",
     "RegionStore",
-    "Snapshot",
-    "StoredPicture",
     "Transaction",
     "Undescribed",
     "UnembeddedFile",

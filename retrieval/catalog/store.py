@@ -34,7 +34,6 @@ from mmsearch.retrieval.catalog.encoders import (
     unembedded_files,
 )
 from mmsearch.retrieval.catalog.lookup import FileRow
-from mmsearch.retrieval.catalog.snapshot import Snapshot
 from mmsearch.retrieval.catalog.transaction import Transaction, files_with
 from mmsearch.retrieval.catalog.word_search import KeptWords, find_words
 from mmsearch.retrieval.catalog.words import told_by_name
@@ -44,6 +43,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from sqlalchemy import Connection, Engine
 
+    from mmsearch.retrieval.catalog.snapshot import Snapshot
     from mmsearch.retrieval.filters import Filter
     from mmsearch.retrieval.schema import EncoderSpec, SortKey
 
@@ -240,6 +240,9 @@ class Catalog:
     @contextmanager
     def snapshot(self) -> Iterator[Snapshot]:
         """Read one state of the catalog in blocks, whatever is written meanwhile."""
+        # What questions do not need is loaded where it is.
+        from mmsearch.retrieval.catalog.snapshot import Snapshot
+
         with self._connect() as connection:
             yield Snapshot(connection, self.path)
 

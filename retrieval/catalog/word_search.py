@@ -216,8 +216,9 @@ def _whole_texts(
 def _share_a_row(asked: _Asked, of_files: Mapping[str, _Rows]) -> bool:
     """Say whether any name has all words of an ASCII text, which SQLite takes apart as we do."""
     words = {run.lower() for run in runs_of(asked.text)}.intersection(asked.in_files)
-    ids = np.concatenate([of_files[word].ids for word in words])
-    return bool((np.unique(ids, return_counts=True)[1] == len(words)).any())
+    rows = [of_files[word].ids for word in words]
+    counts = _sums(np.concatenate(rows), np.ones(sum(map(len, rows))))[1]
+    return bool((counts == len(words)).any())
 
 
 def _pictures(
@@ -229,7 +230,7 @@ def _pictures(
         most = None if limit is None else limit * CAPTIONS_EACH
         _, best, pictures = _best(*_added(captions), most)
         # The best caption of a picture comes first.
-        pictures, first = np.unique(pictures, return_index=True)
+        pictures, _, first = _sums(pictures, best)
         ids, scores, _ = _sums(
             np.concatenate([ids, pictures]), np.concatenate([scores, best[first]])
         )
@@ -251,9 +252,13 @@ def _added(rows: Sequence[_Rows]) -> tuple[Ids, Floats, Ids]:
 
 def _sums(ids: Ids, scores: Floats) -> tuple[Ids, Floats, Ids]:
     """Return each id once, the sum of its scores in the order given, and where it first stands."""
-    each, first, inverse = np.unique(ids, return_index=True, return_inverse=True)
-    sums = np.bincount(inverse, scores, len(each)).astype(np.float64, copy=False)
-    return each, sums, first
+    # As `np.unique` does it, which would load NumPy's masked arrays.
+    order = np.argsort(ids, kind="stable")
+    ordered = ids[order]
+    new = np.ones(len(ids), dtype=np.bool_)
+    np.not_equal(ordered[1:], ordered[:-1], out=new[1:])
+    sums = np.bincount(np.cumsum(new) - 1, scores[order], int(new.sum()))
+    return ordered[new], sums.astype(np.float64, copy=False), order[new]
 
 
 def _best(ids: Ids, scores: Floats, files: Ids, limit: int | None) -> tuple[Ids, Floats, Ids]:

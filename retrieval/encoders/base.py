@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmsearch.retrieval.media import load_rgb
-
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL import Image
@@ -77,6 +75,8 @@ class Encoder(ABC):
         Raises:
             MediaError: a picture cannot be read; the message names it.
         """
+        # What questions in words do not need is loaded where it is.
+        from mmsearch.retrieval.media import load_rgb
 
         def encode(batch: Sequence[Path | str | Image.Image]) -> NDArray[np.float32]:
             upright = (load_rgb(image, at_least=self.decode_size) for image in batch)
