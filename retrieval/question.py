@@ -205,7 +205,9 @@ def embedded(
     asked = zip(questions, places, strict=True)
     texts = {text: None for each, place in asked if isinstance(place, tuple) for text in each.texts}
     rows = {text: n for n, text in enumerate(texts)}
-    of_texts, of_images = encoder.encode_texts([*texts]), encoder.encode_pixels(pixels)
+    nothing = np.empty((0, encoder.dim), dtype=np.float32)
+    of_texts = encoder.encode_texts([*texts]) if texts else nothing
+    of_images = encoder.encode_pixels(pixels) if pixels else nothing
     return [
         place
         if isinstance(place, QueryError)
