@@ -14,6 +14,7 @@ import typer
 from mmsearch import __version__
 from mmsearch.errors import MmsearchError
 from mmsearch.retrieval.commands.options import EXIT_INTERRUPTED
+from mmsearch.retrieval.offline import ENVIRONMENT, is_offline, stay_offline
 from mmsearch.retrieval.terminal import say, set_up_process
 
 __all__ = ["app", "main", "make_app"]  # noqa: F822 (`app` is made when it is asked for)
@@ -24,6 +25,7 @@ COMMANDS = (
     "dedup",
     "recommend",
     "browse",
+    "serve",
     "similar",
     "caption",
     "explain",
@@ -37,8 +39,14 @@ COMMANDS = (
     "export",
     "import",
     "status",
+    "doctor",
+    "backup",
+    "restore",
 )
-"""In the order of the help. Each is a function of its own module in `retrieval.commands`."""
+"""In the order of the help. Each is a function in a module of `retrieval.commands`."""
+
+MODULES = {"import": "import_", "restore": "backup"}
+"""Of commands whose module has another name."""
 
 
 def make_app(names: Sequence[str] = COMMANDS) -> typer.Typer:
@@ -56,7 +64,8 @@ def make_app(names: Sequence[str] = COMMANDS) -> typer.Typer:
         function = name.replace("-", "_")
         # `import` is a word of Python's own.
         function += "_" if iskeyword(function) else ""
-        module = import_module(f"mmsearch.retrieval.commands.{function}")
+        place = MODULES.get(name, function)
+        module = import_module(f"mmsearch.retrieval.commands.{place}")
         made.command(name)(getattr(module, function))
     return made
 
@@ -95,8 +104,14 @@ def _options(
         bool,
         typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
     ] = False,
+    offline: Annotated[
+        bool,
+        typer.Option("--offline", help=f"Reach no other machine; as {ENVIRONMENT}=1 does."),
+    ] = False,
 ) -> None:
     """Find pictures with words, and words with pictures. Offline, on your own machine."""
+    if offline or is_offline():
+        stay_offline()
 
 
 def __getattr__(name: str) -> typer.Typer:

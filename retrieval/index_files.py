@@ -61,7 +61,7 @@ class IndexFiles:
         and changed, or one is made anew from the catalog, and saved; where saving is impossible
         the index serves from memory.
         """
-        path = self._path(target, row.stamp)
+        path = self.path(target, row.stamp)
         index: VectorIndex | None = None
         if os.path.isfile(path):  # noqa: PTH113
             try:
@@ -114,20 +114,20 @@ class IndexFiles:
             index = indexes.build(ids, vectors, queries=queries, progress=progress, **settings)
         else:
             index = indexes.build(ids, vectors, for_now=True, **settings)
-        self._save(index, self._path(target, row.stamp), target)
+        self._save(index, self.path(target, row.stamp), target)
         return index
 
     def search_of(self, target: Target, row: LibraryRow) -> tuple[bool, float | None]:
         """Say how a state's index searches, as `Library.search_of` does."""
         try:
-            return indexes.search_of(self._path(target, row.stamp))
+            return indexes.search_of(self.path(target, row.stamp))
         except indexes.IndexFileError:
             return True, 1.0
 
     def rename(self, before: str, now: str) -> None:
         """Call the pictures' index of one state that of another, where only texts changed."""
         with suppress(OSError):
-            self._path(Target.IMAGES, before).rename(self._path(Target.IMAGES, now))
+            self.path(Target.IMAGES, before).rename(self.path(Target.IMAGES, now))
 
     def _grown(self, target: Target, row: LibraryRow, *, thorough: bool) -> VectorIndex | None:
         """Return the index of an earlier state with what changed since; None where there is none.
@@ -169,7 +169,8 @@ class IndexFiles:
         some = ids[:: max(1, len(ids) // SAMPLED)]
         return self._catalog.vectors_of(target, encoder_id, dim, some)[1]
 
-    def _path(self, target: Target, stamp: str) -> Path:
+    def path(self, target: Target, stamp: str) -> Path:
+        """Return where the index of a state lies, whether it is there or not."""
         return self._folder / f"{target.value}-{stamp}.faiss"
 
     def _of(self, target: Target) -> list[Path]:

@@ -6,6 +6,8 @@
         index/images-7-9f3c21aa.faiss     derived; named after the catalog's state
         index/null-distribution           derived; see `null_distribution`
         regions.sqlite          derived; what rerankers are spared, see `RegionStore`
+        thumbnails/             derived; made by `mmsearch serve`
+        set-aside/              former catalogs: damaged ones, and those that a backup replaced
         lock                    held by the one process that indexes
 
 Paths in the catalog are relative to the pictures, so the whole folder can be moved. Where the
@@ -19,6 +21,7 @@ import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from errno import EACCES, EPERM, EROFS
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,7 +37,16 @@ if TYPE_CHECKING:
     from mmsearch.indexes import VectorIndex
     from mmsearch.retrieval.schema import EncoderSpec
 
-__all__ = ["ENVIRONMENT", "FOLDER", "Library", "find_library", "library_above", "remember_library"]
+__all__ = [
+    "ENVIRONMENT",
+    "FOLDER",
+    "Library",
+    "catalog_of",
+    "find_library",
+    "library_above",
+    "remember_library",
+    "set_aside",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +54,7 @@ FOLDER = ".mmsearch"
 ENVIRONMENT = "MMSEARCH_LIBRARY"
 CATALOG = "catalog.sqlite"
 REGIONS = "regions.sqlite"
+ASIDE = "set-aside"
 
 
 class Library:
@@ -70,10 +83,8 @@ class Library:
             LibraryTooNew: a later version of mmsearch made it.
             StorageError: its catalog is damaged.
         """
-        folder = _library_folder(path.absolute())
-        if folder is None:
-            raise _no_library(path)
-        catalog = Catalog.open(folder / CATALOG)
+        place = catalog_of(path)
+        folder, catalog = place.parent, Catalog.open(place)
         try:
             root = catalog.library().root
         except LibraryError:
@@ -104,6 +115,11 @@ class Library:
     def model(self) -> str | None:
         """What `load_encoder` takes to get this library's encoder; None before any indexing."""
         return self.catalog.library().model
+
+    def index_file(self, target: Target, row: LibraryRow) -> Path | None:
+        """Return the file of a state's index; None where none is made yet."""
+        path = self._files.path(target, row.stamp)
+        return path if path.is_file() else None
 
     def close(self) -> None:
         """Release the catalog, and what lies beside it."""
@@ -274,6 +290,36 @@ def find_library(given: Path | None = None) -> tuple[Path, str]:
         f"There is no library in {here}, above it or directly below it. Make one with: "
         "mmsearch index FOLDER, or name one with --library."
     )
+
+
+def catalog_of(path: Path) -> Path:
+    """Return the catalog of a folder of pictures, or of the library's own folder, unopened.
+
+    Raises:
+        LibraryNotFound: there is none.
+        StorageError: it may not be read.
+    """
+    folder = _library_folder(path.absolute())
+    if folder is None:
+        raise _no_library(path)
+    return folder / CATALOG
+
+
+def set_aside(folder: Path) -> Path | None:
+    """Move a library's catalog, with its log, into a folder beside it; return that folder.
+
+    None where there is no catalog. The log belongs to that very file: beside another it would be
+    worked into it.
+    """
+    parts = [folder / f"{CATALOG}{end}" for end in ("-wal", "-shm", "")]
+    there = [part for part in parts if part.exists()]
+    if not there:
+        return None
+    aside = folder / ASIDE / datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")
+    aside.mkdir(parents=True)
+    for part in there:
+        part.rename(aside / part.name)
+    return aside
 
 
 def library_above(folder: Path) -> Path | None:

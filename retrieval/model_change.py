@@ -30,7 +30,7 @@ from mmsearch.retrieval.schema import Problem, tell_apart
 if TYPE_CHECKING:
     from mmsearch.retrieval.catalog import EncoderRow, UnembeddedFile
 
-__all__ = ["ModelChange", "cancel", "drop_old", "migrate"]
+__all__ = ["ModelChange", "cancel", "drop_old", "embed_lacking", "migrate"]
 
 
 @dataclass(slots=True)
@@ -160,6 +160,23 @@ def drop_old(folder: Path | str) -> list[EncoderRow]:
         return old
 
 
+def embed_lacking(
+    library: Library, encoder: Encoder, progress: Callable[[Progress], None] | None = None
+) -> int:
+    """Embed the pictures and captions that have no vector of the library's own encoder.
+
+    Returns the encoder's key. What cannot be read, or changed since, is left as it is.
+
+    Args:
+        library: locked by the caller.
+        encoder: the one that answers its queries.
+        progress: called often, from this thread.
+    """
+    change = _Change(library, encoder, encoder.spec.label, progress or (lambda _: None))
+    change.fill()
+    return change.encoder_id
+
+
 def _new_encoder(library: Library, model: str | Path | Encoder | None) -> Encoder:
     unfinished = next((row for row in library.catalog.encoders() if row.next), None)
     if model is None and unfinished is None:
@@ -204,13 +221,7 @@ class _Change:
         """Embed what this model has not seen; say whether the switch may be made."""
         with self.catalog.write() as transaction:
             transaction.prepare(self.encoder_id)
-        self._copy_known()
-        while todo := self._todo():
-            self._pictures(todo)
-        self._check_that_pictures_are_there()
-        embed_captions(
-            self.catalog, self.encoder, self.encoder_id, pace=self.pace, progress=self.progress
-        )
+        self.fill(self._check_that_pictures_are_there)
         kinds = list(self.failed.values())
         self.report.changed = kinds.count("changed")
         self.report.vanished = kinds.count("vanished")
@@ -219,6 +230,16 @@ class _Change:
             len(kinds) - self.report.changed - self.report.vanished - self.report.damaged
         )
         return leave_out or self.report.unreadable == 0
+
+    def fill(self, check: Callable[[], None] = lambda: None) -> None:
+        """Embed pictures, then captions; `check` is called between them."""
+        self._copy_known()
+        while todo := self._todo():
+            self._pictures(todo)
+        check()
+        embed_captions(
+            self.catalog, self.encoder, self.encoder_id, pace=self.pace, progress=self.progress
+        )
 
     def switch(self, *, keep_old: bool) -> None:
         """Answer with the new vectors from now on, and write the index files."""

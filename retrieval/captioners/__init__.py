@@ -11,6 +11,7 @@ from mmsearch.errors import ModelError
 from mmsearch.retrieval.captioners.base import Captioner
 from mmsearch.retrieval.encoders.exported import source_state
 from mmsearch.retrieval.encoders.sources import absolute, local_path
+from mmsearch.retrieval.offline import tell_model_libraries
 
 __all__ = ["DEFAULT_CAPTIONER", "Captioner", "full_name", "load_captioner", "revision"]
 
@@ -75,6 +76,7 @@ def load_captioner(name: str | Path | Captioner = DEFAULT_CAPTIONER) -> Captione
     if isinstance(name, Captioner):
         return name
     source = full_name(name)
+    tell_model_libraries()
     found: Captioner = importlib.import_module(_MODULE).load(
         source, lambda: revision(source) or "unknown"
     )

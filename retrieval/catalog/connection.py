@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import create_engine, event, exc
 from sqlalchemy.pool import QueuePool
 
-from mmsearch.errors import LibraryLocked, StorageError
+from mmsearch.errors import LibraryLocked, StorageError, quoted
 from mmsearch.retrieval.catalog import functions
 
 if TYPE_CHECKING:
@@ -104,6 +104,9 @@ def as_mmsearch_errors(path: Path) -> Iterator[None]:
     """Turn SQLite's own words into an instruction."""
     try:
         yield
+    except UnicodeDecodeError as error:
+        # SQLite's own words quote the file, which holds no text there.
+        raise StorageError(_damaged(path, "it holds no text where there must be some")) from error
     except (exc.DBAPIError, sqlite3.Error) as error:
         cause = error.orig if isinstance(error, exc.DBAPIError) else error
         words = str(cause).lower()
@@ -129,11 +132,16 @@ def as_mmsearch_errors(path: Path) -> Iterator[None]:
                 "command again."
             ) from error
         if "malformed" in words or "not a database" in words:
-            raise StorageError(
-                f"The catalog {path} is damaged ({cause}). Restore it from a backup, or move "
-                "its folder aside and run mmsearch index again; the pictures are untouched."
-            ) from error
+            raise StorageError(_damaged(path, cause)) from error
         raise StorageError(
             f"The catalog {path} refused a statement ({cause}). If it is no catalog of "
             "mmsearch, move it out of the way; otherwise please report this."
         ) from error
+
+
+def _damaged(path: Path, how: object) -> str:
+    return (
+        f"The catalog {path} is damaged ({how}). Take out of it what can be read with: mmsearch "
+        f"doctor --repair {quoted(path.parent.parent)}; or bring back a backup with mmsearch "
+        "restore. The pictures are untouched."
+    )

@@ -7,9 +7,10 @@ import logging
 import math
 import os
 import secrets
+import sqlite3
 import uuid
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,7 +21,15 @@ import numpy as np
 from sqlalchemy import Column, Table, func, select
 
 from mmsearch.errors import LibraryNotFound, StorageError
-from mmsearch.retrieval.catalog import filtering, listing, lookup, migrations, tables
+from mmsearch.retrieval.catalog import (
+    filtering,
+    integrity,
+    items,
+    listing,
+    lookup,
+    migrations,
+    tables,
+)
 from mmsearch.retrieval.catalog.connection import (
     as_mmsearch_errors,
     read_only_engine,
@@ -43,6 +52,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from sqlalchemy import Connection, Engine
 
+    from mmsearch.retrieval.catalog.integrity import Salvaged
+    from mmsearch.retrieval.catalog.items import Item
     from mmsearch.retrieval.catalog.snapshot import Snapshot
     from mmsearch.retrieval.filters import Filter
     from mmsearch.retrieval.schema import EncoderSpec, SortKey
@@ -167,17 +178,7 @@ class Catalog:
         with catalog._closed_on_error():
             catalog._migrate()
             with catalog._connect(immediate=True) as connection:
-                if connection.scalar(select(tables.library.c.id)) is None:
-                    connection.execute(
-                        tables.library.insert().values(
-                            id=1,
-                            uid=str(uuid.uuid4()),
-                            created_at=datetime.now(UTC).replace(tzinfo=None),
-                            root=None if root is None else str(root),
-                            generation=0,
-                            stamp=f"0-{secrets.token_hex(4)}",
-                        )
-                    )
+                _begin(connection, root)
         return catalog
 
     @classmethod
@@ -205,6 +206,70 @@ class Catalog:
             if lacking:
                 catalog._migrate()
         return catalog
+
+    @classmethod
+    def salvaged(cls, damaged: Path, fresh: Path) -> Salvaged:
+        """Make a catalog at `fresh` of all that can be read of a damaged one.
+
+        Raises:
+            StorageError: nothing can be read, or the new one cannot be written.
+        """
+        catalog = cls(fresh, sqlite_engine(fresh))
+        try:
+            catalog._migrate()
+            with catalog._connect(immediate=True) as connection:
+                found = integrity.salvage(damaged, connection)
+                # Should its own row be lost, the library begins anew with what there is.
+                _begin(connection, None)
+                integrity.rebuild_words(connection)
+            with catalog.write() as transaction:
+                transaction.renew_state()
+            # One file, so that it can be renamed.
+            with catalog._engine.connect() as connection:
+                driver: Any = connection.connection.driver_connection
+                driver.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        finally:
+            catalog.close()
+        return found
+
+    def copy_to(self, path: Path, pages: int) -> None:
+        """Write one state of the catalog to a file that is not there, while others use it.
+
+        Args:
+            path: the file.
+            pages: how many pages are copied at a time.
+        """
+        with self._connect(begin=False) as connection, closing(sqlite3.connect(path)) as copy:
+            driver: Any = connection.connection.driver_connection
+            driver.backup(copy, pages=pages, sleep=0.01)
+
+    def move_in(self, root: Path | None) -> None:
+        """Say where the pictures are (None: beside the catalog), in a state of its own."""
+        with self._connect(immediate=True) as connection:
+            connection.execute(
+                tables.library.update().values(root=None if root is None else str(root))
+            )
+        with self.write() as transaction:
+            transaction.renew_state()
+
+    def bad_vectors(
+        self, target: Target, encoder_id: int, dim: int
+    ) -> tuple[int, NDArray[np.int64]]:
+        """Return how many vectors an encoder has, and the ids of those that are none."""
+        with self._connect() as connection:
+            return integrity.bad_vectors(connection, target, encoder_id, dim)
+
+    def words_damage(self) -> list[str] | None:
+        """Return which full-text indexes are wrong; None where that cannot be checked."""
+        if not os.access(self.path, os.W_OK):
+            return None
+        with self._connect(immediate=True) as connection:
+            return integrity.words_damage(connection)
+
+    def rebuild_words(self) -> None:
+        """Make both full-text indexes anew."""
+        with self._connect(immediate=True) as connection:
+            integrity.rebuild_words(connection)
 
     def close(self) -> None:
         """Release the file."""
@@ -584,6 +649,11 @@ class Catalog:
         rows = self.files(ids).values()
         return {row.id for row in rows if row.captioned or told_by_name(row.path)}
 
+    def item(self, id_: int) -> Item | None:
+        """Return all that is known of a picture; None where there is none with this id."""
+        with self._connect() as connection:
+            return items.item(connection, id_)
+
     def files_with(self, sha256: bytes) -> list[int]:
         """Return the ids of the pictures with this content."""
         with self._connect() as connection:
@@ -702,3 +772,19 @@ class Catalog:
                 return
             with connection.begin():
                 yield connection
+
+
+def _begin(connection: Connection, root: Path | None) -> None:
+    """Write the library's own row where there is none."""
+    if connection.scalar(select(tables.library.c.id)) is None:
+        connection.execute(
+            tables.library.insert().values(
+                id=1,
+                uid=str(uuid.uuid4()),
+                created_at=datetime.now(UTC).replace(tzinfo=None),
+                root=None if root is None else str(root),
+                generation=0,
+                stamp=f"0-{secrets.token_hex(4)}",
+                encoder_id=connection.scalar(select(func.max(tables.file_vector.c.encoder_id))),
+            )
+        )

@@ -15,7 +15,7 @@ from sqlalchemy import text as sql
 
 from mmsearch.retrieval.catalog import tables
 from mmsearch.retrieval.catalog.words import put_file_words
-from mmsearch.retrieval.schema import GENERATED
+from mmsearch.retrieval.schema import GENERATED, Target
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -258,6 +258,21 @@ class Transaction:
     ) -> None:
         """Store `float32[n, dim]` vectors of captions."""
         self._put_vectors(tables.caption_vector, "caption_id", encoder_id, ids, vectors)
+
+    def drop_vectors(self, target: Target, encoder_id: int, ids: Sequence[int]) -> None:
+        """Forget an encoder's vectors of these pictures or captions."""
+        table, column = {
+            Target.IMAGES: (tables.file_vector, tables.file_vector.c.file_id),
+            Target.CAPTIONS: (tables.caption_vector, tables.caption_vector.c.caption_id),
+        }[target]
+        for part in tables.in_parts(ids):
+            self._changed = True
+            same = (table.c.encoder_id == encoder_id) & column.in_(part)
+            self._connection.execute(delete(table).where(same))
+
+    def renew_state(self) -> None:
+        """Give the catalog a new state, which no index file is of."""
+        self._changed = True
 
     def add_adapter(self, encoder_id: int, weights: bytes, report: Mapping[str, object]) -> int:
         """Adapt this encoder's texts from now on; what adapted them before is kept beneath."""

@@ -16,7 +16,7 @@ from mmsearch.retrieval.commands.options import (
     LibraryOption,
     chosen_library,
 )
-from mmsearch.retrieval.commands.status import model_fields, model_lines, percent_done
+from mmsearch.retrieval.commands.status import model_lines, percent_done
 from mmsearch.retrieval.terminal import (
     print_json,
     progress_bar,
@@ -116,6 +116,8 @@ def _print_status(folder: Path, *, as_json: bool) -> None:
     model = next((row.spec.label for row in encoders if row.active), None)
     if as_json:
         fields = {"schema": 1, "library": str(opened.root), "model": model}
+        from mmsearch.retrieval.library_status import model_fields
+
         print_json(fields | model_fields(encoders, files))
         return
     lines = model_lines(encoders, files)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from mmsearch.retrieval.catalog import AdapterRow, EncoderRow
     from mmsearch.retrieval.schema import Problem
 
-__all__ = ["model_fields", "model_lines", "percent_done", "status"]
+__all__ = ["model_lines", "percent_done", "status"]
 
 
 def status(
@@ -33,35 +33,18 @@ def status(
     Example: mmsearch status --problems
     """
     from mmsearch.retrieval.library import Library
-    from mmsearch.retrieval.schema import Target
+    from mmsearch.retrieval.library_status import status_fields
 
     opened = Library.open(chosen_library(library))
     try:
-        row, counts = opened.catalog.library(), opened.catalog.counts()
+        fields = status_fields(opened)
         listed = opened.catalog.problems() if problems else []
+        row = opened.catalog.library()
         adapter = None if row.adapter_id is None else opened.catalog.adapter(row.adapter_id)
         encoders = opened.catalog.encoders()
-        exact, recall = opened.search_of(Target.IMAGES, row)
     finally:
         opened.close()
-    model = row.encoder.label if row.encoder else None
     if as_json:
-        fields: dict[str, Any] = {
-            "schema": 1,
-            "library": str(opened.root),
-            "model": model,
-            "dim": row.encoder.dim if row.encoder else None,
-            "files": counts.files,
-            "captions": counts.captions,
-            "problems": counts.problems,
-            "vectors": counts.vectors,
-            "vector_bytes": counts.vector_bytes,
-            "search": "exact" if exact else "approximate",
-            "recall": recall,
-            "generation": row.generation,
-            "adapter": None if adapter is None else _adapter_fields(adapter),
-            **model_fields(encoders, counts.files),
-        }
         if problems:
             fields["problem_files"] = [problem.to_json() for problem in listed]
         print_json(fields)
@@ -69,33 +52,19 @@ def status(
         _print_problems(listed)
     else:
         typer.echo(
-            f"{printable(str(opened.root))}  {counts.files:,} pictures · "
-            f"{counts.captions:,} captions · {counts.problems:,} problems · {model} · "
-            f"{described_search(exact, recall)} search"
+            f"{printable(str(opened.root))}  {fields['files']:,} pictures · "
+            f"{fields['captions']:,} captions · {fields['problems']:,} problems · "
+            f"{fields['model']} · "
+            f"{described_search(fields['search'] == 'exact', fields['recall'])} search"
         )
         if adapter is not None:
             typer.echo(_adapter_line(adapter))
-        for line in model_lines(encoders, counts.files):
+        for line in model_lines(encoders, fields["files"]):
             typer.echo(line)
 
 
-def model_fields(encoders: list[EncoderRow], files: int) -> dict[str, Any]:
-    """Return what the JSON of `status` and `migrate --status` says of models beside the active."""
-    following = next((row for row in encoders if row.next), None)
-    return {
-        "migration": None
-        if following is None
-        else {"model": following.spec.label, "done": following.vectors, "total": files},
-        "kept_models": [
-            {"model": row.spec.label, "vectors": row.vectors, "vector_bytes": row.vector_bytes}
-            for row in encoders
-            if not row.active and not row.next
-        ],
-    }
-
-
 def model_lines(encoders: list[EncoderRow], files: int) -> list[str]:
-    """Return the same for people; nothing where there is only the active model."""
+    """Say what models there are beside the active one, if any."""
     lines = []
     for row in encoders:
         label = printable(row.spec.label)
@@ -115,10 +84,6 @@ def model_lines(encoders: list[EncoderRow], files: int) -> list[str]:
 def percent_done(row: EncoderRow, files: int) -> int:
     """Return how much of a change of model is done, rounded down: 100 means all of it."""
     return 100 * row.vectors // max(files, 1)
-
-
-def _adapter_fields(adapter: AdapterRow) -> dict[str, Any]:
-    return {"id": adapter.id, "created": adapter.created_at.isoformat(), **adapter.report}
 
 
 def _adapter_line(adapter: AdapterRow) -> str:

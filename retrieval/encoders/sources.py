@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmsearch.errors import MissingExtra, ModelError
+from mmsearch.retrieval.offline import tell_model_libraries
 from mmsearch.retrieval.schema import Quantize
 
 if TYPE_CHECKING:
@@ -174,4 +175,5 @@ def _module(kind: str) -> Any:  # noqa: ANN401
     for package in ("torch", "safetensors"):
         if importlib.util.find_spec(package) is None:
             raise MissingExtra(package, "models")
+    tell_model_libraries()
     return importlib.import_module(_MODULES[kind])

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmsearch.errors import ModelError
+from mmsearch.retrieval.offline import tell_model_libraries
 from mmsearch.retrieval.rerankers.base import DEPTH, Pair, Reranked, Reranker, View, reorder
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ def load_reranker(name: str | Path | Reranker = "fast", encoder: Encoder | None 
     if isinstance(name, Reranker):
         return name
     kind, rest = _parse(str(name))
+    tell_model_libraries()
     reranker: Reranker = importlib.import_module(_MODULES[kind]).load(rest, encoder)
     return reranker
 

@@ -1,0 +1,105 @@
+"""`mmsearch serve`: libraries over HTTP."""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mmsearch.errors import MissingExtra
+from mmsearch.retrieval.commands.options import chosen_library, path_argument
+from mmsearch.retrieval.terminal import read_large_pictures, say
+
+__all__ = ["serve"]
+
+TOKEN = "MMSEARCH_TOKEN"
+
+
+def serve(
+    libraries: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            parser=path_argument,
+            metavar="[LIBRARY]...",
+            help="Folders that were indexed; without any, the one that --library would find.",
+        ),
+    ] = None,
+    host: Annotated[
+        str, typer.Option(help="The address to listen on; 0.0.0.0 for every one of this machine.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes any that is free.")] = 8000,
+    token: Annotated[
+        str | None,
+        typer.Option(
+            envvar=TOKEN,
+            help="What clients must show. Other processes see options: the variable is better. Off "
+            "this machine one is made up if none is given.",
+        ),
+    ] = None,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME", help="A name by which this server may be called; again for more."
+        ),
+    ] = None,
+    allow_indexing: Annotated[
+        bool, typer.Option("--allow-indexing", help="Let clients have a library indexed again.")
+    ] = False,
+    follow_links: Annotated[
+        bool,
+        typer.Option(
+            "--follow-links",
+            help="Hand out pictures that links lead to outside a library's folder.",
+        ),
+    ] = False,
+    rerank: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME", help="A reranker that clients may ask for, beside fast; again for more."
+        ),
+    ] = None,
+    batch: Annotated[
+        int, typer.Option(min=1, max=256, help="Questions that are answered together at most.")
+    ] = 16,
+    device: Annotated[
+        str | None, typer.Option(help="Where vectors are compared: cpu, cuda, cuda:1.")
+    ] = None,
+) -> None:
+    """Serve libraries: a page to look at, an API for programs (extra serve).
+
+    Nothing but this machine can reach it, unless --host says so; then a token is needed.
+
+    \b
+    Examples: mmsearch serve ./photos
+              MMSEARCH_TOKEN=... mmsearch serve ~/Pictures --host 0.0.0.0 --allow-host nas.local
+    """  # noqa: D301 (the backspace keeps the lines apart)
+    try:
+        from mmsearch.retrieval.web.server import serve as serve_libraries
+    except ImportError as error:
+        raise MissingExtra(error.name or "fastapi", "serve") from error
+    from mmsearch.retrieval.web.settings import Settings, is_loopback
+
+    paths = list(libraries or []) or [chosen_library(None)]
+    if token is None and not is_loopback(host):
+        token = secrets.token_urlsafe(24)
+    settings = Settings(
+        host=host,
+        port=port,
+        token=token or None,
+        hosts=tuple(allow_host or ()),
+        allow_indexing=allow_indexing,
+        follow_links=follow_links,
+        rerankers=("fast", *(rerank or ())),
+        batch=batch,
+    )
+    read_large_pictures()
+
+    def started(port: int) -> None:
+        shown = f"[{host}]" if ":" in host else host
+        query = "" if settings.token is None else f"?token={settings.token}"
+        say(f"Serving at http://{shown}:{port}/{query}")
+        say("Ctrl-C ends it.")
+
+    serve_libraries(paths, settings, device=device, started=started)

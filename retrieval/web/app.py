@@ -1,0 +1,89 @@
+"""The application: routes, what guards them, and what they count."""
+
+from __future__ import annotations
+
+import time
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import anyio.to_thread
+from anyio import CapacityLimiter
+from fastapi import FastAPI, Request
+from fastapi.responses import Response
+
+import mmsearch
+from mmsearch.retrieval.web import failures, routes_items, routes_search
+from mmsearch.retrieval.web.guard import Guard
+from mmsearch.retrieval.web.metrics import CONTENT_TYPE_LATEST, Metrics
+from mmsearch.retrieval.web.services import Services
+from mmsearch.retrieval.web.shelf import Shelf
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+    from pathlib import Path
+
+    from mmsearch.retrieval.web.settings import Settings
+
+__all__ = ["create_app"]
+
+THREADS = 4
+"""What is not answered in batches (explanations, uploads, recommendations): so many at a time."""
+
+
+def create_app(
+    libraries: Sequence[Path], settings: Settings, *, device: str | None = None
+) -> FastAPI:
+    """Return the application that serves libraries; they are opened now, closed at its end.
+
+    Args:
+        libraries: folders that were indexed.
+        settings: what is allowed.
+        device: where vectors are compared, see `open_engine`.
+
+    Raises:
+        MmsearchError: a library cannot be opened.
+    """
+    metrics = Metrics()
+    shelf = Shelf.open(libraries, settings, device=device, batched=metrics.batches.observe)
+    for served in shelf:
+        metrics.watch(served)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        await anyio.to_thread.run_sync(shelf.close)
+
+    app = FastAPI(
+        title="mmsearch",
+        version=mmsearch.__version__,
+        description="Find pictures with words, and words with pictures.",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+    )
+    failures.install(app)
+    app.state.services = Services(shelf, settings, metrics, CapacityLimiter(THREADS))
+    app.include_router(routes_items.open_router)
+    app.include_router(routes_search.router)
+    app.include_router(routes_items.router)
+
+    @app.get("/metrics", include_in_schema=False)
+    async def told() -> Response:
+        return Response(metrics.text(), media_type=CONTENT_TYPE_LATEST)
+
+    @app.middleware("http")
+    async def counted(
+        request: Request, call_next: Callable[[Request], Awaitable[Response]]
+    ) -> Response:
+        started = time.perf_counter()
+        with metrics.busy.track_inprogress():
+            response = await call_next(request)
+        route = request.scope.get("route")
+        # The pattern, not the address: a client could ask for any number of addresses.
+        path = getattr(route, "path", "other")
+        metrics.requests.labels(path, request.method, response.status_code).inc()
+        metrics.seconds.labels(path).observe(time.perf_counter() - started)
+        return response
+
+    app.add_middleware(Guard, settings=settings)
+    return app

@@ -1,0 +1,108 @@
+"""Every error as a response: a status, a kind for programs and a sentence for people."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from mmsearch.errors import (
+    LibraryError,
+    MediaError,
+    MissingExtra,
+    MmsearchError,
+    ModelError,
+    QueryError,
+)
+from mmsearch.retrieval.web.batching import Busy, Closed
+from mmsearch.retrieval.web.files import NoSuchItem
+from mmsearch.retrieval.web.shelf import UnknownLibrary
+from mmsearch.retrieval.web.wire import Failure
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI, Request
+
+__all__ = ["FAILURES", "failure", "install"]
+
+_KINDS: tuple[tuple[type[Exception], int, str], ...] = (
+    (QueryError, 400, "query"),
+    (NoSuchItem, 404, "not-found"),
+    (UnknownLibrary, 404, "not-found"),
+    # The picture was there when it was indexed.
+    (MediaError, 410, "picture"),
+    (MissingExtra, 501, "missing-extra"),
+    (LibraryError, 503, "library"),
+    (ModelError, 503, "model"),
+    (MmsearchError, 503, "library"),
+)
+
+FAILURES: dict[int | str, dict[str, Any]] = {
+    status: {"model": Failure, "description": description}
+    for status, description in (
+        (400, "The question cannot be asked."),
+        (401, "The token is missing or wrong."),
+        (403, "Asked by a name, or from a page, that is not this server's."),
+        (404, "There is no such library or picture."),
+        (410, "The picture is gone, or cannot be read any more."),
+        (413, "The body is too large."),
+        (422, "A parameter is out of its range."),
+        (429, "Too many requests from one address."),
+        (501, "Something is not installed on the server."),
+        (503, "Busy, or the library cannot be used now."),
+    )
+}
+
+
+def failure(status: int, kind: str, detail: str, **headers: str) -> JSONResponse:
+    """Return a response that tells what went wrong."""
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return JSONResponse({"detail": detail, "kind": kind}, status, named)
+
+
+def install(app: FastAPI) -> None:
+    """Have an application tell its errors in this way."""
+    app.add_exception_handler(MmsearchError, _told)
+    app.add_exception_handler(Busy, _busy)
+    app.add_exception_handler(Closed, _closed)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _http)
+
+
+async def _told(_: Request, error: Exception) -> JSONResponse:
+    status, kind = next((s, k) for of, s, k in _KINDS if isinstance(error, of))
+    # What is no valid text (a name in bytes) would break the encoding of the response.
+    return failure(status, kind, str(error).encode("utf-8", "backslashreplace").decode())
+
+
+async def _busy(_: Request, error: Exception) -> JSONResponse:
+    seconds = error.seconds if isinstance(error, Busy) else 1.0
+    return failure(
+        503,
+        "busy",
+        f"Too many questions are waiting. Come back in {seconds:.0f} s.",
+        Retry_After=f"{seconds:.0f}",
+    )
+
+
+async def _closed(_: Request, __: Exception) -> JSONResponse:
+    return failure(503, "closing", "The server is going down.", Retry_After="5")
+
+
+async def _invalid(_: Request, error: Exception) -> JSONResponse:
+    faults = error.errors() if isinstance(error, RequestValidationError) else []
+    told = "; ".join(
+        f"{'.'.join(str(part) for part in fault['loc'][1:]) or 'body'}: {fault['msg']}"
+        for fault in faults
+    )
+    return failure(422, "parameters", told.encode("utf-8", "backslashreplace").decode())
+
+
+async def _http(_: Request, error: Exception) -> JSONResponse:
+    if not isinstance(error, HTTPException):
+        raise error
+    kinds = {401: "token", 403: "forbidden", 404: "not-found", 405: "method"}
+    headers = dict(error.headers or {})
+    kind = kinds.get(error.status_code, "request")
+    return JSONResponse({"detail": str(error.detail), "kind": kind}, error.status_code, headers)

@@ -1,0 +1,165 @@
+"""Pictures of the libraries, and what is known of them: `/api/v1/items`, `/status`, `/health`."""
+
+import asyncio
+import io
+from functools import partial
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Path, Query, Request
+from fastapi.responses import FileResponse, JSONResponse, Response
+
+import mmsearch
+from mmsearch.errors import QueryError
+from mmsearch.retrieval.explanation import Explanation
+from mmsearch.retrieval.filters import split_inline
+from mmsearch.retrieval.heat_picture import heat_picture
+from mmsearch.retrieval.library_status import status_fields
+from mmsearch.retrieval.thumbnails import picture_bytes
+from mmsearch.retrieval.web.failures import FAILURES
+from mmsearch.retrieval.web.files import file_of, item_of, media_type
+from mmsearch.retrieval.web.services import Given, Services
+from mmsearch.retrieval.web.thumbnail_cache import SIDES
+from mmsearch.retrieval.web.wire import Explained, Health, Item, Status
+
+__all__ = ["open_router", "router"]
+
+LibraryName = Annotated[str, Path(description="The library's name.")]
+ItemId = Annotated[int, Path(ge=0, lt=10**18, description="The picture's key in the library.")]
+Words = Annotated[str, Query(description="The words.")]
+
+IMMUTABLE = "private, max-age=31536000, immutable"
+"""What a picture's content names does not change."""
+SANDBOX = "default-src 'none'; style-src 'unsafe-inline'; sandbox"
+"""What a file of a user's may do when it is opened by itself: nothing."""
+JPEG: dict[int | str, dict[str, Any]] = {200: {"content": {"image/jpeg": {}}}}
+PICTURE: dict[int | str, dict[str, Any]] = {200: {"content": {"image/*": {}}}}
+
+open_router = APIRouter(tags=["health"])
+router = APIRouter(prefix="/api/v1", tags=["items"], responses=FAILURES)
+
+
+@open_router.get("/health", response_model=Health)
+async def health() -> JSONResponse:
+    """Say that the server answers; no token is needed."""
+    return JSONResponse({"status": "ok", "version": mmsearch.__version__})
+
+
+@router.get("/status", response_model=Status)
+async def status(services: Given) -> JSONResponse:
+    """Tell what is served."""
+
+    def told() -> list[dict[str, Any]]:
+        return [
+            status_fields(served.engine.library) | {"library": served.name}
+            for served in services.shelf
+        ]
+
+    return JSONResponse(
+        {
+            "schema": 1,
+            "version": mmsearch.__version__,
+            "libraries": await services.in_thread(told),
+            "rerankers": list(services.settings.rerankers),
+            "allow_indexing": services.settings.allow_indexing,
+        }
+    )
+
+
+@router.get("/items/{library}/{id}", response_model=Item)
+async def item(library: LibraryName, id: ItemId, services: Given) -> JSONResponse:
+    """Tell what is known of a picture."""
+    found = item_of(services.shelf[library], id)
+    picture = found.picture
+    return JSONResponse(
+        {
+            "schema": 1,
+            "library": library,
+            "id": id,
+            "path": picture.path,
+            "size": picture.size,
+            "format": picture.format,
+            "width": picture.width,
+            "height": picture.height,
+            "taken": None if picture.taken_at is None else picture.taken_at.isoformat(),
+            "camera": picture.camera,
+            "latitude": picture.latitude,
+            "longitude": picture.longitude,
+            "captions": [caption.text for caption in found.captions],
+        }
+    )
+
+
+@router.get("/items/{library}/{id}/thumbnail", response_class=Response, responses=JPEG)
+async def thumbnail(
+    request: Request,
+    library: LibraryName,
+    id: ItemId,
+    services: Given,
+    side: Annotated[int, Query(ge=1, le=SIDES[-1], description="Pixels, at least.")] = 320,
+) -> Response:
+    """Return a small upright JPEG of a picture."""
+    served = services.shelf[library]
+    found = item_of(served, id)
+    headers = {
+        "ETag": f'"{found.picture.sha256.hex()[:32]}-{side}"',
+        "Cache-Control": IMMUTABLE,
+    }
+    if request.headers.get("if-none-match") == headers["ETag"]:
+        return Response(status_code=304, headers=headers)
+    making = served.thumbnails.get(file_of(served, found), found.picture.sha256, side)
+    path = await asyncio.shield(asyncio.wrap_future(making))
+    return FileResponse(path, media_type="image/jpeg", headers=headers)
+
+
+@router.get("/items/{library}/{id}/original", response_class=Response, responses=PICTURE)
+async def original(library: LibraryName, id: ItemId, services: Given) -> Response:
+    """Return the picture's own file, as it is."""
+    served = services.shelf[library]
+    found = item_of(served, id)
+    file = file_of(served, found)
+    headers = {"Content-Security-Policy": SANDBOX, "Cache-Control": "private, no-cache"}
+    if file.is_file():
+        return FileResponse(
+            file,
+            media_type=media_type(found),
+            filename=found.picture.path.rpartition("/")[2].encode("utf-8", "replace").decode(),
+            content_disposition_type="inline",
+            headers=headers,
+        )
+    data = await services.in_thread(partial(picture_bytes, file))
+    return Response(data, media_type=media_type(found), headers=headers)
+
+
+@router.get("/items/{library}/{id}/explain", response_model=Explained)
+async def explain(library: LibraryName, id: ItemId, q: Words, services: Given) -> JSONResponse:
+    """Say why a picture matches words: where, by which words, how probably."""
+    found = await _explained(services, library, id, q)
+    return JSONResponse(found.to_json() | {"library": library, "id": id})
+
+
+@router.get("/items/{library}/{id}/heat", response_class=Response, responses=JPEG)
+async def heat(
+    library: LibraryName,
+    id: ItemId,
+    q: Words,
+    services: Given,
+    side: Annotated[int, Query(ge=16, le=SIDES[-1], description="Longer side in pixels.")] = 640,
+) -> Response:
+    """Return the picture with a map over it of where it matches words."""
+    found = await _explained(services, library, id, q)
+
+    def drawn() -> bytes:
+        buffer = io.BytesIO()
+        heat_picture(found.picture, found.heat, side).save(buffer, "JPEG", quality=85)
+        return buffer.getvalue()
+
+    return Response(await services.in_thread(drawn), media_type="image/jpeg")
+
+
+async def _explained(services: Services, library: str, id_: int, text: str) -> Explanation:
+    most = services.settings.limits.text
+    if len(text) > most:
+        raise QueryError(f"A text of more than {most:,} characters is not taken here.")
+    served = services.shelf[library]
+    file = file_of(served, item_of(served, id_))
+    return await services.in_thread(lambda: served.engine.explain(file, split_inline(text)[0]))
