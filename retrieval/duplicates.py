@@ -60,8 +60,9 @@ NEIGHBOURS = 64
 
 BLOCK_BYTES = 64 << 20
 
-COLLAPSED_AT_ONCE = 64
-"""Answers of a ranking that are compared with the rest in one product."""
+COLLAPSED_AT_ONCE = 16
+"""Answers of a ranking that are compared with the rest in one product: of fifty so few that BLAS
+takes one thread, where more would wait for each other on a busy machine."""
 
 
 EPOCH = datetime(1970, 1, 1)
