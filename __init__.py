@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from mmsearch.retrieval.library_evaluation import evaluate_library
     from mmsearch.retrieval.model_change import migrate
     from mmsearch.retrieval.recommend import Recommender
+    from mmsearch.retrieval.request import SearchRequest
     from mmsearch.retrieval.schema import Hit, Results, Target
     from mmsearch.retrieval.signals import Signals
     from mmsearch.retrieval.tuning import tune
@@ -43,6 +44,7 @@ __all__ = [
     "Recommender",
     "Results",
     "SearchEngine",
+    "SearchRequest",
     "Signals",
     "Target",
     "__version__",
@@ -69,6 +71,7 @@ _ORIGIN = {
     "Recommender": ("mmsearch.retrieval.recommend", "Recommender"),
     "Results": ("mmsearch.retrieval.schema", "Results"),
     "SearchEngine": ("mmsearch.retrieval.engine", "SearchEngine"),
+    "SearchRequest": ("mmsearch.retrieval.request", "SearchRequest"),
     "Signals": ("mmsearch.retrieval.signals", "Signals"),
     "Target": ("mmsearch.retrieval.schema", "Target"),
     "evaluate": ("mmsearch.retrieval.evaluation", "evaluate"),

@@ -4,53 +4,79 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
+from importlib import import_module
+from keyword import iskeyword
 from typing import Annotated
 
 import typer
 
 from mmsearch import __version__
 from mmsearch.errors import MmsearchError
-from mmsearch.retrieval.commands.backup import backup, restore
-from mmsearch.retrieval.commands.browse import browse
-from mmsearch.retrieval.commands.caption import caption
-from mmsearch.retrieval.commands.dedup import dedup
-from mmsearch.retrieval.commands.doctor import doctor
-from mmsearch.retrieval.commands.evaluate import evaluate
-from mmsearch.retrieval.commands.explain import explain
-from mmsearch.retrieval.commands.export import export
-from mmsearch.retrieval.commands.import_ import import_
-from mmsearch.retrieval.commands.index import index
-from mmsearch.retrieval.commands.mcp import mcp
-from mmsearch.retrieval.commands.migrate import migrate
-from mmsearch.retrieval.commands.models import models
-from mmsearch.retrieval.commands.optimize import optimize
 from mmsearch.retrieval.commands.options import EXIT_INTERRUPTED
-from mmsearch.retrieval.commands.query import query
-from mmsearch.retrieval.commands.recommend import recommend
-from mmsearch.retrieval.commands.serve import serve
-from mmsearch.retrieval.commands.similar import similar
-from mmsearch.retrieval.commands.status import status
-from mmsearch.retrieval.commands.train import train
-from mmsearch.retrieval.commands.train_reranker import train_reranker
-from mmsearch.retrieval.commands.tune import tune
 from mmsearch.retrieval.offline import ENVIRONMENT, is_offline, stay_offline
 from mmsearch.retrieval.terminal import say, set_up_process
 
-__all__ = ["app", "main"]
+__all__ = ["app", "main", "make_app"]  # noqa: F822 (`app` is made when it is asked for)
 
-app = typer.Typer(
-    name="mmsearch",
-    help="Find pictures with words, and words with pictures. Offline, on your own machine.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
+COMMANDS = (
+    "index",
+    "query",
+    "dedup",
+    "recommend",
+    "browse",
+    "serve",
+    "mcp",
+    "similar",
+    "caption",
+    "explain",
+    "evaluate",
+    "train",
+    "train-reranker",
+    "tune",
+    "migrate",
+    "models",
+    "optimize",
+    "export",
+    "import",
+    "status",
+    "doctor",
+    "backup",
+    "restore",
 )
+"""In the order of the help. Each is a function in a module of `retrieval.commands`."""
+
+MODULES = {"import": "import_", "restore": "backup"}
+"""Of commands whose module has another name."""
+
+
+def make_app(names: Sequence[str] = COMMANDS) -> typer.Typer:
+    """Return the command line with these commands."""
+    made = typer.Typer(
+        name="mmsearch",
+        help="Find pictures with words, and words with pictures. Offline, on your own machine.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+    )
+    made.callback()(_options)
+    for name in names:
+        function = name.replace("-", "_")
+        # `import` is a word of Python's own.
+        function += "_" if iskeyword(function) else ""
+        place = MODULES.get(name, function)
+        module = import_module(f"mmsearch.retrieval.commands.{place}")
+        made.command(name)(getattr(module, function))
+    return made
 
 
 def main() -> None:
     """Run the command line and end the process with its exit code."""
     set_up_process()
+    # The options of all commands take longer to set up than a query takes to run.
+    asked = [word for word in sys.argv[1:3] if word != "--offline"][:1]
+    app = make_app(asked if set(asked) & set(COMMANDS) else COMMANDS)
     try:
         app()
     except MmsearchError as error:
@@ -74,7 +100,6 @@ def _version(value: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def _options(
     version: Annotated[
         bool,
@@ -90,33 +115,11 @@ def _options(
         stay_offline()
 
 
-for command in (
-    index,
-    query,
-    dedup,
-    recommend,
-    browse,
-    serve,
-    mcp,
-    similar,
-    caption,
-    explain,
-    evaluate,
-    train,
-    train_reranker,
-    tune,
-    migrate,
-    models,
-    optimize,
-    export,
-    import_,
-    status,
-    doctor,
-    backup,
-    restore,
-):
-    # `import` is a word of Python's own, so its function is called `import_`.
-    app.command(command.__name__.rstrip("_").replace("_", "-"))(command)
+def __getattr__(name: str) -> typer.Typer:
+    if name != "app":
+        raise AttributeError(f"module 'mmsearch.cli' has no attribute {name!r}")
+    made = globals()["app"] = make_app()
+    return made
 
 
 if __name__ == "__main__":

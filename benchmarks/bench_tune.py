@@ -32,7 +32,7 @@ class Counted(Encoder):
 
     def __init__(self, encoder: Encoder) -> None:
         self.encoder = encoder
-        self.batch_size = encoder.batch_size
+        self.batch_size, self.text_batch_size = encoder.batch_size, encoder.text_batch_size
         self.pictures = 0
         self.texts = 0
 

@@ -14,13 +14,11 @@ import numpy as np
 from mmsearch.indexes.base import IndexFileError, Neighbors, VectorIndex, replacing
 from mmsearch.indexes.checked_file import CheckedFile
 from mmsearch.indexes.faiss import FaissIndex
-from mmsearch.indexes.faiss_approximate import ApproximateIndex
-from mmsearch.indexes.faiss_hnsw import HnswIndex
-from mmsearch.indexes.faiss_ivf import IvfIndex
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from mmsearch.indexes.faiss_approximate import ApproximateIndex
     from mmsearch.indexes.faiss_gpu import GpuIndex
 
 __all__ = ["GrownIndex", "open_whole"]
@@ -233,6 +231,10 @@ def open_whole(file: CheckedFile, *, mmap: bool) -> FaissIndex | ApproximateInde
         case "flat":
             return FaissIndex.read_from(file, mmap=mmap)
         case "hnsw":
+            from mmsearch.indexes.faiss_hnsw import HnswIndex
+
             return HnswIndex.read_from(file, mmap=mmap)
         case _:
+            from mmsearch.indexes.faiss_ivf import IvfIndex
+
             return IvfIndex.read_from(file, mmap=mmap)

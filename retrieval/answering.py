@@ -1,40 +1,37 @@
-"""One question put to one state of a library: candidates, what they mean, which are shown."""
+"""Questions put to one state of a library: candidates, what they mean, which are shown."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from mmsearch.errors import QueryError
 from mmsearch.retrieval import hybrid
 from mmsearch.retrieval.diversity import maximal_marginal_relevance
-from mmsearch.retrieval.duplicates import Likeness, collapse, likeness, seconds_of
-from mmsearch.retrieval.null_distribution import NullDistribution, null_distribution
+from mmsearch.retrieval.duplicates import collapse, seconds_of
 from mmsearch.retrieval.schema import Hit, SortKey, Target
-from mmsearch.retrieval.tags import background
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
-
     from numpy.typing import NDArray
 
-    from mmsearch.indexes import VectorIndex
-    from mmsearch.retrieval.adapter import Adapter
     from mmsearch.retrieval.calibration import Calibration
-    from mmsearch.retrieval.catalog import LibraryRow
-    from mmsearch.retrieval.encoders import Encoder
+    from mmsearch.retrieval.catalog import FileRow
     from mmsearch.retrieval.filters import Filter
-    from mmsearch.retrieval.library import Library
     from mmsearch.retrieval.question import Question
     from mmsearch.retrieval.reranking import SecondStage
     from mmsearch.retrieval.schema import Reranking
+    from mmsearch.retrieval.state import State
 
-    Floats = NDArray[np.float64]
+    Ids = NDArray[np.int64]
+    Vectors = NDArray[np.float32]
+    Ranking = list[tuple[int, float]]
 
-__all__ = ["Answer", "State", "Wanted", "answer", "answer_many", "listed"]
+__all__ = ["Answer", "Asked", "Wanted", "answer", "listed"]
 
 DEPTH = 100
 """Answers of which those that match are sorted, at least, and five for each of `k`."""
@@ -42,85 +39,6 @@ NEAR = hybrid.DEPTH
 """The same of those that are grouped, spread, or fused with what words find."""
 FIRST = 20
 """Answers of which the most probable decides whether there is any."""
-FILTERS = 16
-"""Filters whose ids are kept: a service asks with the same ones again and again."""
-
-
-class State:
-    """One index, and what makes queries fit it, in one state of the library."""
-
-    def __init__(
-        self,
-        library: Library,
-        row: LibraryRow,
-        encoder: Encoder,
-        index: VectorIndex,
-        adapter: Adapter | None,
-    ) -> None:
-        self.library = library
-        self.catalog = library.catalog
-        self.row = row
-        self.encoder = encoder
-        self.index = index
-        self.adapter = adapter
-        self._matching: dict[tuple[Filter, Target], NDArray[np.int64]] = {}
-
-    @property
-    def stamp(self) -> str:
-        """The name of the state of the catalog."""
-        return self.row.stamp
-
-    def vectors(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Return those of the pictures that have a vector, ascending, and `float32[n, dim]`."""
-        if self.row.encoder_id is None:
-            return np.empty(0, dtype=np.int64), np.empty((0, self.index.dim), dtype=np.float32)
-        found, vectors = self.catalog.vectors_of(
-            Target.IMAGES, self.row.encoder_id, self.index.dim, ids
-        )
-        return found, vectors.astype(np.float32)
-
-    def matching(self, filter_: Filter, target: Target) -> NDArray[np.int64]:
-        """Return `int64[n]`, ascending ids of vectors that a filter lets through.
-
-        Those of late are kept.
-        """
-        key = (filter_, target)
-        found = self._matching.get(key)
-        if found is None:
-            found = self.catalog.matching(filter_, target)
-            found = found[self.index.has(found)]
-            if self.catalog.stamp() == self.stamp:
-                if len(self._matching) >= FILTERS:
-                    self._matching.clear()
-                self._matching[key] = found
-        return found
-
-    # Two threads that come first both compute these, and to the same end.
-    @cached_property
-    def background(self) -> NDArray[np.float32]:
-        """`float32[b, dim]`, names of things as this library's texts are."""
-        names = background(self.encoder)
-        return names if self.adapter is None else self.adapter.apply(names)
-
-    @cached_property
-    def null(self) -> NullDistribution | None:
-        """Which scores mean nothing; None in an empty library."""
-        return null_distribution(
-            self.library, self.row, self.background, self.adapter, lambda: np.sort(self.index.ids)
-        )
-
-    @cached_property
-    def calibration(self) -> Calibration | None:
-        """What scores of pictures by words mean; None in an empty library."""
-        if self.null is None:
-            return None
-        return self.null.calibration(self.background, len(self.index))
-
-    @property
-    def likeness(self) -> Likeness:
-        """How similar near-duplicates are."""
-        empty = np.empty((0, self.index.dim), dtype=np.float32)
-        return likeness(empty) if self.null is None else self.null.likeness
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,23 +90,30 @@ class Answer:
     rerank: Reranking | None = None
 
 
-def _with_words(
-    state: State,
-    vectors: NDArray[np.float32],
-    ranked: list[tuple[int, float]],
-    words: list[tuple[int, float]],
-    k: int,
-) -> list[tuple[int, float]]:
-    """Return both rankings as one, each answer with its similarity."""
-    # Of what words found it need not be asked whether they could.
-    ids = {id_ for id_, _ in ranked}.difference(id_ for id_, _ in words)
-    fused = hybrid.fuse_words(ranked, words, k, described=state.catalog.described(ids))
-    lacking = np.setdiff1d([id_ for id_, _ in fused], [id_ for id_, _ in ranked])
-    scores = dict(ranked)
-    if len(lacking):
-        found = state.index.search(vectors, len(lacking), among=lacking)
-        scores |= dict(zip(found.ids[0].tolist(), found.scores[0].tolist(), strict=True))
-    return [(id_, scores[id_]) for id_, _ in fused if id_ in scores]
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """An embedded question.
+
+    Attributes:
+        question: what is asked.
+        vectors: `float32[p, dim]`, its parts.
+        wanted: which answers.
+        second: what reads the best of them again, where that is asked.
+    """
+
+    question: Question
+    vectors: Vectors
+    wanted: Wanted
+    second: SecondStage | None = None
+
+
+class _Found(NamedTuple):
+    """A candidate: a picture, or one of its captions."""
+
+    id: int
+    score: float
+    file: FileRow
+    caption: str | None
 
 
 def listed(state: State, wanted: Wanted, key: SortKey) -> Answer:
@@ -205,252 +130,365 @@ def listed(state: State, wanted: Wanted, key: SortKey) -> Answer:
     return Answer(hits, len(state.matching(wanted.filter, wanted.target)))
 
 
-def answer(
-    state: State,
-    question: Question,
-    vectors: NDArray[np.float32],
-    wanted: Wanted,
-    second: SecondStage | None = None,
-) -> Answer:
-    """Return the answer to an embedded question, its best reranked where a second stage is given.
+def answer(state: State, asked: Sequence[Asked]) -> list[Answer | QueryError]:
+    """Return the answer to each embedded question, its best reranked where a second stage is given.
 
-    Whether anything matches at all is for the first stage to say; near-duplicates are grouped, and
-    answers spread, in the order of the second.
+    What several questions need of the index and of the catalog is had at once. Whether anything
+    matches at all is for the first stage to say; near-duplicates are grouped, and answers spread,
+    in the order of the second.
+
+    Args:
+        state: of what is looked for.
+        asked: questions about the same target.
+
+    Returns:
+        For each an answer, or why there is none: its parts cancel each other out.
 
     Raises:
-        QueryError: the parts cancel each other out.
         IndexFileError: as from `VectorIndex.search`.
     """
-    if second is not None:
-        # Which may take its time; the catalog is not held that long.
-        return _answer(state, question, vectors, wanted, second)
-    with state.catalog.at_once():
-        return _answer(state, question, vectors, wanted, None)
+    # A second stage may take its time; the catalog is not held that long.
+    patient = any(each.second for each in asked)
+    with nullcontext() if patient else state.catalog.at_once():
+        works = [_Work(state, each) for each in asked]
+        _look_for_words(state, works)
+        left = [work for work in works if work.told is None]
+        _compare_with_sample(left)
+        while left:
+            _rank(state, left)
+            _fuse(state, [work for work in left if work.told is None])
+            left = [work for work in left if work.told is None]
+            _look_up(state, left)
+            for work in left:
+                work.choose()
+            left = [work for work in left if work.told is None]
+    return [work.told for work in works if work.told is not None]
 
 
-def _answer(
-    state: State,
-    question: Question,
-    vectors: NDArray[np.float32],
-    wanted: Wanted,
-    second: SecondStage | None,
-) -> Answer:
-    among = None if wanted.filter is None else state.matching(wanted.filter, wanted.target)
-    considered = len(state.index) if among is None else len(among)
-    if considered == 0:
-        return Answer((), 0, rerank=None if second is None else second.told)
-    calibration = None
-    if wanted.target is Target.IMAGES and question.of_words:
-        calibration = state.calibration
-    words: list[tuple[int, float]] = []
-    if wanted.words and calibration is not None and question.expression is None:
-        words = state.catalog.words(question.texts[0], wanted.target, NEAR, among=among)
-    asked = wanted.k
-    with_words = hybrid.helps(words)
-    if wanted.deep or with_words:
-        asked = max(DEPTH if wanted.sort else NEAR, 5 * wanted.k)
-    if second is not None:
-        asked = max(asked, second.depth)
-    while True:
-        asked = min(asked, considered)
-        ranked = question.search(state.index, vectors, asked, among, calibration)
-        if with_words:
-            ranked = _with_words(state, vectors, ranked, words, asked)
-        hits, nearest = _looked_up(state, wanted, ranked, second.depth if second else 0), None
-        if wanted.target is Target.IMAGES and (calibration or wanted.group or wanted.diversity):
-            named = {id_ for id_, score in words if score == math.inf}
-            hits, nearest = _shown(
-                state, question, vectors, wanted, hits, calibration, named, second
-            )
+class _Work:
+    """One question on the way to its answer.
+
+    Attributes:
+        told: the answer, or why there is none, as soon as it is known.
+        depth: how many candidates are looked for.
+        own: mean and deviation of what the question usually scores, see `Calibration.own`.
+        ranked: candidates and their scores, best first.
+        files: pictures that were looked up, by id.
+        captions: the same of captions.
+    """
+
+    def __init__(self, state: State, asked: Asked) -> None:
+        self.state = state
+        self.question, self.vectors, self.wanted = asked.question, asked.vectors, asked.wanted
+        self.second = asked.second
+        self.told: Answer | QueryError | None = None
+        wanted = self.wanted
+        self.among: Ids | None = None
+        if wanted.filter is not None:
+            self.among = state.matching(wanted.filter, wanted.target)
+        self.considered = len(state.index) if self.among is None else len(self.among)
+        self.calibration: Calibration | None = None
+        if self.considered == 0:
+            self.told = self._answered(())
+        elif wanted.target is Target.IMAGES and self.question.of_words:
+            self.calibration = state.calibration
+        self.words: Ranking = []
+        self.ranked: Ranking = []
+        self.files: dict[int, FileRow] = {}
+        self.captions: dict[int, tuple[FileRow, str]] = {}
+        self.depth = wanted.k
+        self.own = math.nan, math.nan
+        self._match: dict[int, float] = {}
+
+    @property
+    def asks_for_words(self) -> bool:
+        """Whether words may count."""
+        plain = self.calibration is not None and self.question.expression is None
+        return self.wanted.words and plain
+
+    @property
+    def first(self) -> int:
+        """How many candidates are weighed at least."""
+        return self.wanted.k if self.cut is None else max(self.wanted.k, FIRST)
+
+    @property
+    def needed(self) -> Ranking:
+        """As many of the first candidates as are needed, at least."""
+        if self.wanted.deep:
+            return self.ranked
+        read = self.second.depth if self.second else 0
+        return self.ranked[: max(self.first, read)]
+
+    @property
+    def cut(self) -> float | None:
+        """The cut, where probabilities are known."""
+        return None if self.calibration is None else self.wanted.cut
+
+    def start(self, words: Ranking) -> None:
+        """Begin, with what words found."""
+        self.words = words
+        if self.wanted.deep or hybrid.helps(words):
+            self.depth = max(DEPTH if self.wanted.sort else NEAR, 5 * self.wanted.k)
+        if self.second is not None:
+            self.depth = max(self.depth, self.second.depth)
+        self.depth = min(self.depth, self.considered)
+
+    def choose(self) -> None:
+        """Tell which of the candidates are shown, or have more of them looked for."""
+        wanted = self.wanted
+        found = self._found(self.needed)
+        if len(found) < len(self.needed) < len(self.ranked):
+            # A picture that is gone since gives way to the next.
+            _look_up(self.state, [self], everything=True)
+            found = self._found(self.ranked)
+        nearest = None
+        if wanted.target is Target.IMAGES and (
+            self.calibration or wanted.group or wanted.diversity
+        ):
+            hits, nearest = self._shown(found)
         else:
-            kept = _reranked(second, _sorted(state, wanted, list(hits)))
-            hits = _numbered(kept[: wanted.k])
+            ordered, reranked = self._reranked(self._sorted(found))
+            hits = self._hits(ordered[: wanted.k], reranked)
         # Near-duplicates count once, and so does a caption that two sources give; a picture may
         # be gone since. What is sorted is what matches, however few.
         enough = len(hits) >= wanted.k or bool(wanted.sort and wanted.cut)
-        if enough or nearest is not None or asked >= considered:
-            return Answer(hits, considered, nearest, None if second is None else second.told)
-        asked *= 2
+        if enough or nearest is not None or self.depth >= self.considered:
+            self.told = self._answered(hits, nearest)
+        self.depth = min(2 * self.depth, self.considered)
 
+    def _answered(self, hits: tuple[Hit, ...], nearest: Hit | None = None) -> Answer:
+        told = None if self.second is None else self.second.told
+        return Answer(hits, self.considered, nearest, told)
 
-def answer_many(
-    state: State, questions: Sequence[Question], vectors: NDArray[np.float32], wanted: Wanted
-) -> list[Answer]:
-    """Return the answers to several questions of one text each, `float32[q, dim]`.
+    def _found(self, ranked: Ranking) -> list[_Found]:
+        if self.wanted.target is Target.IMAGES:
+            files = self.files
+            return [_Found(id_, score, files[id_], None) for id_, score in ranked if id_ in files]
+        # A text that several sources give for one picture counts once.
+        found: dict[tuple[int, str], _Found] = {}
+        for id_, score in ranked:
+            if id_ in self.captions:
+                file, text = self.captions[id_]
+                found.setdefault((file.id, text), _Found(id_, score, file, text))
+        return [*found.values()]
 
-    Raises:
-        IndexFileError: as from `VectorIndex.search`.
-    """
-    size = len(state.index)
-    if size == 0:
-        return [Answer((), 0) for _ in questions]
-    found = state.index.search(vectors, min(wanted.k, size))
-    ids, rows = np.unique(found.ids[found.ids >= 0]), None
-    calibration = state.calibration if wanted.target is Target.IMAGES else None
-    if calibration is not None:
-        ids, rows = state.vectors(ids)
-    there = set(ids.tolist())
-    answers = []
-    for i, question in enumerate(questions):
-        pairs = zip(found.ids[i].tolist(), found.scores[i].tolist(), strict=True)
-        hits = _looked_up(state, wanted, [pair for pair in pairs if pair[0] >= 0])
-        if len(hits) < min(wanted.k, size):
-            # A caption that two sources give counts once; a picture may be gone since.
-            answers.append(answer(state, question, vectors[i : i + 1], wanted))
-            continue
-        known = there.issuperset(hit.id for hit in hits)
-        if calibration is not None and rows is not None and known:
-            told = _probabilities(calibration, vectors[i : i + 1], hits, ids, rows)
-            hits = tuple(replace(hit, match=p) for hit, p in zip(hits, told, strict=True))
-        answers.append(Answer(hits, size))
-    return answers
+    def _shown(self, found: list[_Found]) -> tuple[tuple[Hit, ...], Hit | None]:
+        """Say how probable answers are; leave out, rerank, sort, group and spread as is wanted."""
+        wanted, cut = self.wanted, self.cut
+        try:
+            kept = self._sorted(found) if cut is None else found
+            if cut is not None and found:
+                # Nobody looks at more than a few of what does not match.
+                first = found[:FIRST]
+                matches = self._matches(first)
+                best = max(range(len(first)), key=matches.__getitem__)
+                if matches[best] < cut:
+                    return (), self._hits(first, {}, matches)[best]
+                if wanted.sort is not None:
+                    each = zip(self._matches(kept), kept, strict=True)
+                    kept = self._sorted([one for match, one in each if match >= cut])
+            kept, reranked = self._reranked(kept)
+            others: list[tuple[str, ...]] = []
+            if kept and (wanted.group or wanted.diversity):
+                kept, others = self._apart(kept, bool(reranked))
+            kept = kept[: wanted.k]
+            match = None if self.calibration is None else self._matches(kept)
+            return self._hits(kept, reranked, match, others), None
+        except _VectorsReplacedError:
+            # The order is known, and no more.
+            kept, reranked = self._reranked(self._sorted(found))
+            return self._hits(kept[: wanted.k], reranked), None
 
+    def _matches(self, found: Sequence[_Found]) -> list[float]:
+        """Return how probably each matches; a file that is named so does for certain."""
+        known = self._match
+        new = [each for each in found if each.id not in known]
+        if self.question.expression is not None:  # whose scores are probabilities already
+            known.update((each.id, each.score) for each in new)
+        elif new and self.calibration is not None:
+            usual = self.state.usual([each.id for each in new])
+            if len(usual) < len(new):
+                raise _VectorsReplacedError
+            matches = self.calibration.probability(
+                *self.own,
+                np.array([each.score for each in new]),
+                np.array([usual[each.id] for each in new]),
+            )
+            known.update(zip([each.id for each in new], matches.tolist(), strict=True))
+            known.update((each.id, 1.0) for each in new if each.id in self.named)
+        return [known[each.id] for each in found]
 
-def _probabilities(
-    calibration: Calibration,
-    query: NDArray[np.float32],
-    hits: Sequence[Hit],
-    ids: NDArray[np.int64],
-    rows: NDArray[np.float32],
-) -> list[float]:
-    """Return how probably each hit matches, given the vectors `rows` of ascending `ids`."""
-    own = rows[np.searchsorted(ids, [hit.id for hit in hits])]
-    told: list[float] = calibration.match(query, np.array([h.score for h in hits]), own).tolist()
-    return told
+    def _apart(
+        self, found: list[_Found], reranked: bool
+    ) -> tuple[list[_Found], list[tuple[str, ...]]]:
+        """Spread and group candidates as far as is wanted.
 
+        Returns:
+            Which are left, and of groups the paths of the others.
+        """
+        wanted = self.wanted
+        rows = self.state.vectors_in_order([each.id for each in found])
+        if len(rows) < len(found):
+            raise _VectorsReplacedError
+        if wanted.diversity:
+            scores = np.array([each.score for each in found])
+            if reranked:
+                # Scores of two stages have no common scale: who stands first now counts as the
+                # first did before, and so on.
+                scores = np.sort(scores)[::-1]
+            chosen = maximal_marginal_relevance(
+                (scores - scores.min()) / (float(np.ptp(scores)) or 1.0),
+                rows,
+                len(found) if wanted.group else wanted.k,
+                wanted.diversity,
+            ).tolist()
+            found, rows = [found[i] for i in chosen], rows[chosen]
+        if not wanted.group:
+            return found, []
+        taken = np.array([seconds_of(each.file.taken_at) for each in found])
+        groups = collapse(rows, wanted.k, self.state.likeness, taken=taken)
+        others = [tuple(found[i].file.path for i in each.others) for each in groups]
+        return [found[each.row] for each in groups], others
 
-class _Weighing:
-    """Says how probably hits match a question, of each once."""
+    def _sorted(self, found: list[_Found]) -> list[_Found]:
+        wanted = self.wanted
+        if wanted.sort is None:
+            return found
+        ids = np.unique(np.array([each.file.id for each in found], dtype=np.int64))
+        in_order = self.state.catalog.in_order(ids, wanted.sort, descending=wanted.descending)
+        place = {id_: i for i, id_ in enumerate(in_order.tolist())}
+        # Captions of one picture stay together.
+        return sorted(found, key=lambda each: place.get(each.file.id, len(place)))
 
-    def __init__(
+    @property
+    def named(self) -> set[int]:
+        """Ids of files whose name is what was asked: they match for certain."""
+        return {id_ for id_, score in self.words if score == math.inf}
+
+    def _reranked(self, found: list[_Found]) -> tuple[list[_Found], dict[int, Hit]]:
+        """Return candidates in the second stage's order, and what it says of each, by id."""
+        if self.second is None:
+            return found, {}
+        keys = {(each.file.id, each.caption): each for each in found}
+        named = self.named if self.wanted.target is Target.IMAGES else ()
+        hits = self.second.reorder(self._hits(found, {}), named)
+        ordered = [(keys[hit.id, hit.caption], hit) for hit in hits]
+        return [each for each, _ in ordered], {each.id: hit for each, hit in ordered}
+
+    def _hits(
         self,
-        question: Question,
-        query: NDArray[np.float32],
-        calibration: Calibration | None,
-        named: set[int],
-        ids: NDArray[np.int64],
-        rows: NDArray[np.float32],
-    ) -> None:
-        self._of_logic = question.expression is not None
-        self._query = query
-        self._calibration = calibration
-        self._named = named
-        self._ids = ids
-        self._rows = rows
-        self._known: dict[int, float] = {}
-
-    def __call__(self, hits: Sequence[Hit]) -> list[Hit]:
-        """Return hits with their probabilities, where any are known."""
-        calibration, known = self._calibration, self._known
-        if calibration is None:
-            return list(hits)
-        new = [hit for hit in hits if hit.id not in known]
-        if self._of_logic:  # whose scores are probabilities already
-            known.update((hit.id, hit.score) for hit in new)
-        elif new:
-            told = _probabilities(calibration, self._query, new, self._ids, self._rows)
-            for hit, match in zip(new, told, strict=True):
-                known[hit.id] = 1.0 if hit.id in self._named else match
-        return [replace(hit, match=known[hit.id]) for hit in hits]
+        found: Sequence[_Found],
+        reranked: dict[int, Hit],
+        match: Sequence[float] | None = None,
+        others: Sequence[tuple[str, ...]] = (),
+    ) -> tuple[Hit, ...]:
+        """Return what is told of candidates: they are numbered as they stand."""
+        hits = []
+        for n, (id_, score, file, caption) in enumerate(found):
+            read = reranked.get(id_)
+            hits.append(
+                Hit(
+                    n + 1,
+                    file.id,
+                    file.path,
+                    score,
+                    caption,
+                    file.taken_at,
+                    file.width,
+                    file.height,
+                    None if match is None else match[n],
+                    others[n] if others else (),
+                    None if read is None else read.rerank_score,
+                    None if read is None else read.first_rank,
+                )
+            )
+        return tuple(hits)
 
 
-def _shown(
-    state: State,
-    question: Question,
-    query: NDArray[np.float32],
-    wanted: Wanted,
-    hits: tuple[Hit, ...],
-    calibration: Calibration | None,
-    named: set[int],
-    second: SecondStage | None,
-) -> tuple[tuple[Hit, ...], Hit | None]:
-    """Say how probable answers are; leave out, rerank, sort, group and spread as is wanted.
-
-    What is `named` by the question matches for certain.
-    """
-    kept, cut = list(hits), None if calibration is None else wanted.cut
-    if cut is None:
-        kept = _sorted(state, wanted, kept)
-    # What is neither compared with other answers nor shown needs no vector.
-    compared = (
-        second is not None or wanted.group or wanted.diversity or (wanted.sort and cut is not None)
-    )
-    near = kept if compared else kept[: max(wanted.k, FIRST)]
-    ids, found = state.vectors(np.array([hit.id for hit in near], dtype=np.int64))
-    if not set(ids.tolist()).issuperset(hit.id for hit in near):
-        # Vectors that another run is replacing: the order is known, and no more.
-        kept = _reranked(second, _sorted(state, wanted, kept), named)
-        return _numbered(kept[: wanted.k]), None
-    weighed = _Weighing(question, query, calibration, named, ids, found)
-    if cut is not None and hits:
-        # Nobody looks at more than a few of what does not match.
-        best = max(weighed(hits[:FIRST]), key=lambda hit: hit.match or 0.0)
-        if (best.match or 0.0) < cut:
-            return (), best
-        if wanted.sort is not None:
-            kept = [hit for hit in weighed(kept) if (hit.match or 0.0) >= cut]
-            kept = _sorted(state, wanted, kept)
-    kept = _reranked(second, kept, named)
-    if kept and (wanted.group or wanted.diversity):
-        kept = _apart(state, wanted, kept, found[np.searchsorted(ids, [hit.id for hit in kept])])
-    return _numbered(weighed(kept[: wanted.k])), None
+class _VectorsReplacedError(Exception):
+    """Vectors of candidates are gone: another run is replacing them."""
 
 
-def _apart(state: State, wanted: Wanted, hits: list[Hit], rows: NDArray[np.float32]) -> list[Hit]:
-    """Spread and group hits, given their vectors, as far as is wanted."""
-    if wanted.diversity:
-        scores = np.array([hit.score for hit in hits])
-        if any(hit.rerank_score is not None for hit in hits):
-            # Scores of two stages have no common scale: who stands first now counts as the first
-            # did before, and so on.
-            scores = np.sort(scores)[::-1]
-        chosen = maximal_marginal_relevance(
-            (scores - scores.min()) / (float(np.ptp(scores)) or 1.0),
-            rows,
-            len(hits) if wanted.group else wanted.k,
-            wanted.diversity,
-        ).tolist()
-        hits, rows = [hits[i] for i in chosen], rows[chosen]
-    if wanted.group:
-        taken = np.array([seconds_of(hit.taken_at) for hit in hits])
-        groups = collapse(rows, wanted.k, state.likeness, taken=taken)
-        hits = [
-            replace(hits[each.row], others=tuple(hits[i].path for i in each.others))
-            for each in groups
-        ]
-    return hits
+def _compare_with_sample(works: Sequence[_Work]) -> None:
+    """Find out what each question of one text usually scores."""
+    works = [work for work in works if work.calibration and work.question.expression is None]
+    if not works or works[0].calibration is None:
+        return
+    both = works[0].calibration.own(np.concatenate([work.vectors for work in works]))
+    for work, *own in zip(works, *(numbers.tolist() for numbers in both), strict=True):
+        work.own = own[0], own[1]
 
 
-def _reranked(
-    second: SecondStage | None, hits: list[Hit], named: Collection[int] = ()
-) -> list[Hit]:
-    return hits if second is None else second.reorder(hits, named)
+def _look_for_words(state: State, works: Sequence[_Work]) -> None:
+    """Have each question begin with what words of it are found."""
+    left = [work for work in works if work.told is None]
+    asking = [work for work in left if work.asks_for_words]
+    found: dict[_Work, Ranking] = {}
+    if asking:
+        texts = [work.question.texts[0] for work in asking]
+        words = state.words(texts, NEAR, [work.among for work in asking])
+        found = dict(zip(asking, words, strict=True))
+    for work in left:
+        work.start(found.get(work, []))
 
 
-def _sorted(state: State, wanted: Wanted, hits: list[Hit]) -> list[Hit]:
-    if wanted.sort is None:
-        return hits
-    ids = np.unique(np.array([hit.id for hit in hits], dtype=np.int64))
-    order = state.catalog.in_order(ids, wanted.sort, descending=wanted.descending).tolist()
-    place = {id_: i for i, id_ in enumerate(order)}
-    # Hits of captions have their picture's id: those of one picture stay together.
-    return sorted(hits, key=lambda hit: place.get(hit.id, len(place)))
+def _rank(state: State, works: Sequence[_Work]) -> None:
+    """Have the index find candidates: those of questions that are one vector at once."""
+    together: dict[int, list[tuple[_Work, Vectors]]] = {}
+    for work in works:
+        try:
+            vector = work.question.one_vector(work.vectors)
+            if vector is None or work.among is not None:
+                work.ranked = work.question.search(
+                    state.index, work.vectors, work.depth, work.among, work.calibration
+                )
+            else:
+                together.setdefault(work.depth, []).append((work, vector))
+        except QueryError as error:
+            work.told = error
+    # Which of several copies come first, and how hard an approximate index looks, depends on how
+    # many answers it is asked for: each question is asked as deeply as if it were alone.
+    for depth, some in together.items():
+        found = state.index.search(np.concatenate([vector for _, vector in some]), depth)
+        for (work, _), ids, scores in zip(some, found.ids, found.scores, strict=True):
+            known = ids >= 0
+            work.ranked = list(zip(ids[known].tolist(), scores[known].tolist(), strict=True))
 
 
-def _numbered(hits: Sequence[Hit]) -> tuple[Hit, ...]:
-    return tuple(replace(hit, rank=rank) for rank, hit in enumerate(hits, 1))
+def _fuse(state: State, works: Sequence[_Work]) -> None:
+    """Put what words found among the candidates, each with its similarity."""
+    works = [work for work in works if hybrid.helps(work.words)]
+    # Of what words found it need not be asked whether they could.
+    undecided = [
+        {id_ for id_, _ in work.ranked}.difference(id_ for id_, _ in work.words) for work in works
+    ]
+    described = state.described(set().union(*undecided)) if works else set()
+    for work in works:
+        fused = hybrid.fuse_words(work.ranked, work.words, work.depth, described=described)
+        scores = dict(work.ranked)
+        lacking = [id_ for id_, _ in fused if id_ not in scores]
+        if lacking:
+            among = np.array(sorted(lacking), dtype=np.int64)
+            found = state.index.search(work.vectors, len(among), among=among)
+            scores |= dict(zip(found.ids[0].tolist(), found.scores[0].tolist(), strict=True))
+        work.ranked = [(id_, scores[id_]) for id_, _ in fused if id_ in scores]
 
 
-def _looked_up(
-    state: State, wanted: Wanted, ranked: list[tuple[int, float]], depth: int = 0
-) -> tuple[Hit, ...]:
-    """Return hits in the order of a ranking: as many of the first as are needed, at least.
-
-    `depth` of them are read by the second stage.
-    """
-    images = wanted.target is Target.IMAGES
-    look_up = state.catalog.file_hits if images else state.catalog.caption_hits
-    first = ranked if wanted.deep else ranked[: max(wanted.k, FIRST, depth)]
-    hits = look_up(first)
-    # A picture that is gone since gives way to the next.
-    return hits if len(hits) == len(first) else look_up(ranked)
+def _look_up(state: State, works: Sequence[_Work], *, everything: bool = False) -> None:
+    """Read of the catalog what all questions need of their candidates."""
+    ids = {id_ for work in works for id_, _ in (work.ranked if everything else work.needed)}
+    if not ids:
+        return
+    if works[0].wanted.target is Target.IMAGES:
+        files = state.files(ids)
+        for work in works:
+            work.files = files
+        # What each will ask for itself is looked up for all.
+        if any(work.wanted.group or work.wanted.diversity for work in works):
+            state.vectors_in_order([*ids])
+        if weighed := [work for work in works if work.calibration and not work.question.expression]:
+            state.usual({id_ for work in weighed for id_, _ in work.needed[: work.first]})
+    else:
+        captions = state.catalog.files_of_captions(ids)
+        for work in works:
+            work.captions = captions

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -59,20 +60,28 @@ class Calibration:
         scores = background @ sample.T
         return cls(background, sample, size, float(scores.mean()), max(float(scores.std()), 1e-6))
 
-    def deviations(self, queries: NDArray[np.float32], scores: Floats) -> Floats:
-        """Return `float64[q, n]`: how many deviations scores lie beyond the query's usual ones.
+    def own(self, queries: NDArray[np.float32]) -> tuple[Floats, Floats]:
+        """Return `float64[q]` each, mean and deviation of what each query usually scores.
 
         The fewer pictures a library has, the more its encoder's usual scores count as well.
 
         Args:
             queries: `float32[q, dim]`, unit rows.
-            scores: `float64[q, n]`.
         """
         own = queries @ self.sample.T
         n = own.shape[1]
         mean = (own.sum(axis=1) + PRIOR * self.middle) / (n + PRIOR)
         squares = ((own - mean[:, None]) ** 2).sum(axis=1) + PRIOR * self.spread**2
-        deviation = np.sqrt(squares / (n + PRIOR))
+        return mean, np.sqrt(squares / (n + PRIOR))
+
+    def deviations(self, queries: NDArray[np.float32], scores: Floats) -> Floats:
+        """Return `float64[q, n]`: how many deviations scores lie beyond the query's usual ones.
+
+        Args:
+            queries: `float32[q, dim]`, unit rows.
+            scores: `float64[q, n]`.
+        """
+        mean, deviation = self.own(queries)
         found: Floats = (scores - mean[:, None]) / deviation[:, None]
         return found
 
@@ -85,33 +94,58 @@ class Calibration:
         """
         return _logistic((self.deviations(queries, scores) - SHOWN) / SOFTNESS)
 
-    def evidence(
-        self, query: NDArray[np.float32], scores: Floats, vectors: NDArray[np.float32]
-    ) -> Floats:
+    def usual(self, vectors: NDArray[np.float32]) -> Floats:
+        """Return `float64[n]`, the mean score of the names that fit each picture best.
+
+        Args:
+            vectors: `float32[n, dim]`, of pictures.
+        """
+        rivals = vectors @ self.background.T
+        most = min(RIVALS, rivals.shape[1])
+        found: Floats = np.partition(rivals, -most, axis=1)[:, -most:].mean(axis=1)
+        return found
+
+    def beyond(self, mean: float, deviation: float, scores: Floats, usual: Floats) -> Floats:
         """Return `float64[n, 2]`, what `WEIGHTS` weigh.
 
         The best of `n` normal deviates lies near `√(2 ln n)`: what is beyond is no chance.
+
+        Args:
+            mean: of the query's usual scores, see `own`.
+            deviation: theirs.
+            scores: `float64[n]`, similarities of pictures.
+            usual: `float64[n]`, of the pictures.
+        """
+        chance = math.sqrt(2 * math.log(max(self.size, 2)))
+        found = np.empty((len(scores), 2))
+        found[:, 0] = (scores - mean) / deviation - chance
+        found[:, 1] = (scores - usual) / self.spread
+        return found
+
+    def probability(self, mean: float, deviation: float, scores: Floats, usual: Floats) -> Floats:
+        """Return `float64[n]`, the probability that each picture matches; see `beyond`."""
+        *weights, constant = WEIGHTS
+        return _logistic(self.beyond(mean, deviation, scores, usual) @ np.array(weights) + constant)
+
+    def evidence(
+        self, query: NDArray[np.float32], scores: Floats, vectors: NDArray[np.float32]
+    ) -> Floats:
+        """Return `float64[n, 2]`, see `beyond`.
 
         Args:
             query: `float32[1, dim]`, a unit row.
             scores: `float64[n]`, similarities of the pictures.
             vectors: `float32[n, dim]`, of the pictures.
         """
-        chance = np.sqrt(2 * np.log(max(self.size, 2)))
-        rivals = vectors @ self.background.T
-        most = min(RIVALS, rivals.shape[1])
-        usual = np.partition(rivals, -most, axis=1)[:, -most:].mean(axis=1)
-        return np.stack(
-            [self.deviations(query, scores[None])[0] - chance, (scores - usual) / self.spread],
-            axis=1,
-        )
+        (mean,), (deviation,) = self.own(query)
+        return self.beyond(mean, deviation, scores, self.usual(vectors))
 
     def match(
         self, query: NDArray[np.float32], scores: Floats, vectors: NDArray[np.float32]
     ) -> Floats:
         """Return `float64[n]`, the probability that each picture matches; see `evidence`."""
-        *weights, constant = WEIGHTS
-        return _logistic(self.evidence(query, scores, vectors) @ np.array(weights) + constant)
+        (mean,), (deviation,) = self.own(query)
+        return self.probability(mean, deviation, scores, self.usual(vectors))
 
 
 def _logistic(x: Floats) -> Floats:

@@ -60,6 +60,10 @@ NEIGHBOURS = 64
 
 BLOCK_BYTES = 64 << 20
 
+COLLAPSED_AT_ONCE = 16
+"""Answers of a ranking that are compared with the rest in one product: of fifty so few that BLAS
+takes one thread, where more would wait for each other on a busy machine."""
+
 
 EPOCH = datetime(1970, 1, 1)
 
@@ -303,16 +307,25 @@ def collapse(
     found: list[Collapsed] = []
     left = np.arange(len(vectors))
     while len(left) and len(found) < k:
-        row, left = left[0], left[1:]
-        # A handful of products with one vector, and not of all with all: k is small.
-        similarity = (vectors @ vectors[row])[left]
+        # Not all with all: what is led needs no comparing, and k is small.
+        first = left[:COLLAPSED_AT_ONCE]
+        similarity = vectors[first] @ vectors[left].T
         same = similarity >= like.alone
         if taken is not None:
             # NaN is close to nothing.
-            close = np.abs(taken[left] - taken[row]) <= seconds
+            close = np.abs(taken[left] - taken[first][:, None]) <= seconds
             same |= close & (similarity >= like.burst)
-        found.append(Collapsed(int(row), tuple(left[same].tolist())))
-        left = left[~same]
+        free = np.ones(len(left), dtype=np.bool_)
+        for place, row in enumerate(first.tolist()):
+            if not free[place]:
+                continue
+            if len(found) == k:
+                break
+            free[place] = False
+            others = np.flatnonzero(same[place] & free)
+            free[others] = False
+            found.append(Collapsed(row, tuple(left[others].tolist())))
+        left = left[free]
     return found
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import replace
-from enum import StrEnum
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, TypeVar
@@ -13,33 +13,29 @@ from typing import TYPE_CHECKING, TypeVar
 from mmsearch import indexes
 from mmsearch.errors import MmsearchError, ModelError, ModelMismatch, QueryError, quoted
 from mmsearch.indexes import IndexFileError
-from mmsearch.retrieval.answering import (
-    Answer,
-    State,
-    Wanted,
-    answer,
-    answer_many,
-    listed,
-)
+from mmsearch.retrieval.answering import Answer, Asked, answer, listed
 from mmsearch.retrieval.encoders import DEFAULT_MODEL, load_encoder
 from mmsearch.retrieval.filters import Filter, parse_where
 from mmsearch.retrieval.library import Library
-from mmsearch.retrieval.question import Question
+from mmsearch.retrieval.question import embedded
+from mmsearch.retrieval.request import SearchRequest
 from mmsearch.retrieval.schema import Fusion, Query, Results, SortKey, Strategy, Target, tell_apart
+from mmsearch.retrieval.state import State
 from mmsearch.retrieval.taste import HALF_LIFE_DAYS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     import numpy as np
     from numpy.typing import NDArray
 
     from mmsearch.indexes import VectorIndex
+    from mmsearch.retrieval.answering import Wanted
     from mmsearch.retrieval.catalog import LibraryRow
     from mmsearch.retrieval.encoders import Encoder
     from mmsearch.retrieval.explanation import Explanation, Method
     from mmsearch.retrieval.liked import PictureItem
-    from mmsearch.retrieval.question import ImageSource
+    from mmsearch.retrieval.question import ImageSource, Question
     from mmsearch.retrieval.rerankers import Reranker
     from mmsearch.retrieval.reranking import SecondStage
     from mmsearch.retrieval.schema import EncoderSpec
@@ -48,7 +44,6 @@ __all__ = ["SearchEngine", "open_engine"]
 
 logger = logging.getLogger(__name__)
 
-_Named = TypeVar("_Named", bound=StrEnum)
 _Told = TypeVar("_Told")
 
 LONG_LIFE = 1_000
@@ -176,47 +171,76 @@ class SearchEngine:
             ModelError: the library's new encoder cannot be loaded, or there is no such reranker.
             MissingExtra: the reranker's library is not installed.
         """
-        started = time.perf_counter()
-        if k < 1:
-            raise QueryError(f"k must be at least 1, not {k}.")
-        if not 0 <= diversity <= 1:
-            raise QueryError(f"diversity is between 0 and 1, not {diversity:g}.")
-        if cut is not None and not 0 <= cut <= 1:
-            raise QueryError(f"The cut is a probability between 0 and 1, not {cut:g}.")
-        wanted = Wanted(
-            target=_member(Target, to, "to"),
+        request = SearchRequest(
+            text=text,
+            image=image,
+            weights=weights,
+            fusion=fusion,
+            to=to,
             k=k,
-            filter=_filter(where),
-            sort=None if sort is None else _member(SortKey, sort, "sort"),
+            where=where,
+            sort=sort,
             descending=descending,
             cut=cut,
             group=group,
             diversity=diversity,
             words=words,
+            rerank=rerank,
+            rerank_depth=rerank_depth,
+            rerank_budget_ms=rerank_budget_ms,
         )
-        if wanted.target is Target.CAPTIONS and (group or diversity):
-            raise QueryError("Captions cannot be grouped or spread; leave `group` and `diversity`.")
-        if rerank is not None and (sort is not None or (text is None and image is None)):
-            raise QueryError(
-                "A reranker orders answers by how well they fit a text or a picture: leave the "
-                "other order away, and ask with one of them; or leave reranking away."
+        (told,) = self.search_batch([request])
+        if isinstance(told, MmsearchError):
+            raise told
+        return told
+
+    def search_batch(self, requests: Sequence[SearchRequest]) -> list[Results | MmsearchError]:
+        """Return the answers to different questions, each as `search` gives it, in one go.
+
+        All texts are embedded together, and all pictures; questions that are one vector, about the
+        same target and without a filter, are one search of the index; and what is looked up in the
+        catalog is looked up for all. A server that has several questions at the same time answers
+        them so. Each result's `took_ms` is its share.
+
+        Args:
+            requests: any number, each of its own kind.
+
+        Returns:
+            In the place of each request its answer, or the error that `search` raises where that
+            one question is wrong, its picture cannot be read, or there is no such reranker.
+
+        Raises:
+            ModelMismatch: as from `search`, which concerns all.
+            ModelError: the library's new encoder cannot be loaded.
+        """
+        started = time.perf_counter()
+        told: list[Results | MmsearchError | None] = [None] * len(requests)
+        pending: list[_Pending] = []
+        for place, request in enumerate(requests):
+            try:
+                pending.append(self._checked(place, request))
+            except MmsearchError as error:
+                told[place] = error
+        states = {each.target: self._state(each.target) for each in pending}
+        answered = self._listed(pending, states)
+        asked = _embed([each for each in pending if each.question is not None], states)
+        for target, state in states.items():
+            some = [each for each in asked if each.target is target and each.failed is None]
+            answered += self._answered(state, target, [each for each in some if not each.second])
+            for each in some:
+                if each.second:
+                    answered += self._answered(state, target, [each])
+        for each in asked:
+            if each.failed is not None:
+                told[each.place] = each.failed
+        share = (time.perf_counter() - started) * 1000 / max(1, len(requests))
+        for each, state, answer_ in answered:
+            told[each.place] = (
+                answer_
+                if isinstance(answer_, MmsearchError)
+                else self._told(each, state, answer_, share)
             )
-        state = self._state(wanted.target)
-        if text is None and image is None and (wanted.filter or wanted.sort):
-            wanted = replace(wanted, cut=None)
-            answered = listed(state, wanted, wanted.sort or SortKey.PATH)
-            return self._told(Query((), wanted.target), state, wanted, answered, started)
-        question = Question.of(text, image, weights, _member(Fusion, fusion, "fusion"))
-        if wanted.target is Target.CAPTIONS or not question.of_words:
-            # No probability is known, so nothing is cut.
-            wanted = replace(wanted, cut=None)
-        second = self._second_stage(rerank, question, wanted, rerank_depth, rerank_budget_ms)
-        vectors, adapted = question.embedded(state.encoder, state.adapter)
-        state, answered = self._asked(
-            state, wanted.target, lambda now: answer(now, question, vectors, wanted, second)
-        )
-        query = question.told(wanted.target)
-        return self._told(query, state, wanted, answered, started, adapted=adapted)
+        return [each for each in told if each is not None]
 
     def search_many(
         self,
@@ -249,61 +273,75 @@ class SearchEngine:
             ModelError: as from `search`.
             MissingExtra: as from `search`.
         """
-        started = time.perf_counter()
-        if k < 1:
-            raise QueryError(f"k must be at least 1, not {k}.")
-        wanted = Wanted(_member(Target, to, "to"), k, words=False)
-        questions = [Question.of(text, None, None, Fusion.EARLY) for text in texts]
-        if any(question.expression for question in questions):
-            raise QueryError("AND, OR and NOT are not understood here; ask with `search`.")
-        if not questions:
-            return []
-        state = self._state(wanted.target)
-        together = Question(tuple(texts), (), (1.0,) * len(texts), Fusion.EARLY)
-        stages = [
-            self._second_stage(rerank, question, wanted, rerank_depth, rerank_budget_ms)
-            for question in questions
-        ]
-        vectors, adapted = together.embedded(state.encoder, state.adapter)
-
-        def asked(now: State) -> list[Answer]:
-            if rerank is None:
-                return answer_many(now, questions, vectors, wanted)
-            each = zip(questions, stages, strict=True)
-            return [
-                answer(now, question, vectors[i : i + 1], wanted, second)
-                for i, (question, second) in enumerate(each)
-            ]
-
-        state, answers = self._asked(state, wanted.target, asked)
-        share = (time.perf_counter() - started) * 1000 / len(questions)
-        return [
-            replace(
-                self._told(
-                    question.told(wanted.target), state, wanted, answered, started, adapted=adapted
-                ),
-                took_ms=share,
+        questions = [
+            SearchRequest(
+                text=text,
+                to=to,
+                k=k,
+                words=False,
+                rerank=rerank,
+                rerank_depth=rerank_depth,
+                rerank_budget_ms=rerank_budget_ms,
             )
-            for question, answered in zip(questions, answers, strict=True)
+            for text in texts
+        ]
+        for question, _ in (each.checked() for each in questions):
+            if question is not None and question.expression:
+                raise QueryError("AND, OR and NOT are not understood here; ask with `search`.")
+        found = []
+        for told in self.search_batch(questions):
+            if isinstance(told, MmsearchError):
+                raise told
+            found.append(told)
+        return found
+
+    def _checked(self, place: int, request: SearchRequest) -> _Pending:
+        question, wanted = request.checked()
+        second = None
+        if question is not None:
+            second = self._second_stage(request, question, wanted)
+        return _Pending(place, question, wanted, second)
+
+    def _listed(
+        self, pending: Sequence[_Pending], states: Mapping[Target, State]
+    ) -> list[tuple[_Pending, State, Answer | MmsearchError]]:
+        """Answer those where nothing is asked but a filter, or an order."""
+        return [
+            (each, state, listed(state, each.wanted, each.wanted.sort or SortKey.PATH))
+            for each in pending
+            if each.question is None
+            for state in [states[each.target]]
         ]
 
-    def _told(
-        self,
-        query: Query,
-        state: State,
-        wanted: Wanted,
-        answered: Answer,
-        started: float,
-        *,
-        adapted: bool = False,
-    ) -> Results:
+    def _answered(
+        self, state: State, target: Target, some: Sequence[_Pending]
+    ) -> list[tuple[_Pending, State, Answer | MmsearchError]]:
+        """Answer embedded questions; one alone may have an error of its own."""
+        asked = [
+            Asked(each.question, each.vectors, each.wanted, each.second)
+            for each in some
+            if each.question is not None and each.vectors is not None
+        ]
+        if not asked:
+            return []
+        try:
+            now, answers = self._asked(state, target, lambda now: answer(now, asked))
+        except MmsearchError as error:
+            if not some[0].second:
+                raise
+            return [(some[0], state, error)]
+        return [(each, now, told) for each, told in zip(some, answers, strict=True)]
+
+    def _told(self, each: _Pending, state: State, answered: Answer, took_ms: float) -> Results:
+        wanted, question = each.wanted, each.question
+        adapted = question is not None and question.texts and state.adapter is not None
         return Results(
-            query=query,
+            query=Query((), wanted.target) if question is None else question.told(wanted.target),
             library=self.library.root,
             model=state.encoder.spec.label,
             hits=answered.hits,
             exact=state.index.exact,
-            took_ms=(time.perf_counter() - started) * 1000,
+            took_ms=took_ms,
             recall=state.index.recall,
             considered=answered.considered,
             adapter=state.row.adapter_id if adapted else None,
@@ -429,21 +467,17 @@ class SearchEngine:
             return state, ask(state)
 
     def _second_stage(
-        self,
-        rerank: str | Path | Reranker | None,
-        question: Question,
-        wanted: Wanted,
-        depth: int | None,
-        budget_ms: float | None,
+        self, request: SearchRequest, question: Question, wanted: Wanted
     ) -> SecondStage | None:
-        if rerank is None:
+        if request.rerank is None:
             return None
         # What questions do not need is loaded where it is.
         from mmsearch.retrieval.reranking import SecondStage, check_rerankable
 
+        depth, budget_ms = request.rerank_depth, request.rerank_budget_ms
         check_rerankable(question, wanted.target, depth, budget_ms)
         return SecondStage(
-            self._reranker(rerank),
+            self._reranker(request.rerank),
             question,
             wanted.target,
             self.library,
@@ -539,12 +573,50 @@ def _filter(where: str | Filter | None) -> Filter | None:
     return parse_where(where) if isinstance(where, str) else where
 
 
-def _member(kind: type[_Named], name: str, argument: str) -> _Named:
-    try:
-        return kind(name)
-    except ValueError:
-        names = ", ".join(f"'{each.value}'" for each in kind)
-        raise QueryError(f"'{argument}' is one of {names}, not {name!r}.") from None
+@dataclass(slots=True)
+class _Pending:
+    """A request that was checked, and what became of it.
+
+    Attributes:
+        place: among the requests.
+        question: what is asked; None where a filter, or an order, is all.
+        wanted: which answers.
+        second: what reads the best of them again.
+        vectors: `float32[p, dim]`, the question's parts, once they are embedded.
+        failed: why they cannot be.
+    """
+
+    place: int
+    question: Question | None
+    wanted: Wanted
+    second: SecondStage | None
+    vectors: NDArray[np.float32] | None = None
+    failed: QueryError | None = None
+
+    @property
+    def target(self) -> Target:
+        """What is looked for."""
+        return self.wanted.target
+
+
+def _embed(pending: Sequence[_Pending], states: Mapping[Target, State]) -> Sequence[_Pending]:
+    """Embed questions, each as its state's texts are adapted; return them."""
+    # One encoder, but while a change of model comes between the states.
+    encoders = {id(state.encoder): state.encoder for state in states.values()}
+    for key, encoder in encoders.items():
+        some = [each for each in pending if id(states[each.target].encoder) == key]
+        questions = [each.question for each in some if each.question is not None]
+        for each, question, vectors in zip(
+            some, questions, embedded(questions, encoder), strict=True
+        ):
+            if isinstance(vectors, QueryError):
+                each.failed = vectors
+                continue
+            adapter, texts = states[each.target].adapter, len(question.texts)
+            if adapter is not None and texts:
+                vectors[:texts] = adapter.apply(vectors[:texts])
+            each.vectors = vectors
+    return pending
 
 
 def open_engine(

@@ -262,12 +262,10 @@ def check_folds(sampling: Sampling, pictures: int, *, gallery: bool) -> None:
 
 def embed_texts(encoder: Encoder, texts: Sequence[str], progress: Progress) -> NDArray[np.float32]:
     """Return `float32[n, dim]` of at least one text."""
-    rows = []
-    for start in range(0, len(texts), encoder.batch_size):
-        progress("captions", start, len(texts))
-        rows.append(encoder.encode_texts(texts[start : start + encoder.batch_size]))
-    progress("captions", len(texts), len(texts))
-    return np.concatenate(rows)
+    total = len(texts)
+    rows = encoder.encode_texts(texts, progress=lambda done: progress("captions", done, total))
+    progress("captions", total, total)
+    return rows
 
 
 def _embed_pictures(

@@ -87,12 +87,12 @@ class Evidence:
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Embed texts, batch after batch, saying how far."""
-        parts = []
-        for start in range(0, len(texts), self.encoder.batch_size):
-            self.progress("texts", start, len(texts))
-            parts.append(self.encoder.encode_texts(texts[start : start + self.encoder.batch_size]))
-        self.progress("texts", len(texts), len(texts))
-        return np.concatenate(parts)
+        total = len(texts)
+        rows = self.encoder.encode_texts(
+            texts, progress=lambda done: self.progress("texts", done, total)
+        )
+        self.progress("texts", total, total)
+        return rows
 
 
 def _linked(pairs: Sequence[tuple[str, int]]) -> tuple[NDArray[np.int64], list[int]]:

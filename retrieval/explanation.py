@@ -30,10 +30,10 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from mmsearch.retrieval.adapter import Adapter
-    from mmsearch.retrieval.answering import State
     from mmsearch.retrieval.encoders import Encoder
     from mmsearch.retrieval.engine import SearchEngine
     from mmsearch.retrieval.question import ImageSource
+    from mmsearch.retrieval.state import State
 
 __all__ = [
     "Explanation",

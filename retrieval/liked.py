@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from mmsearch.errors import QueryError, SourceError
-from mmsearch.retrieval.question import ImageSource, Question
+from mmsearch.retrieval.question import ImageSource, Question, embedded
 from mmsearch.retrieval.recommend import Recommender
 from mmsearch.retrieval.schema import Fusion, Results, Strategy, Target, TasteQuery
 from mmsearch.retrieval.taste import HALF_LIFE_DAYS
@@ -220,7 +220,9 @@ class _Items:
                 f"{item} is neither a picture of the library at {self._library.root} nor a file. "
                 "Give the path of a picture, in the library's folder or anywhere else."
             )
-        vectors, _ = Question.of(None, [item], None, Fusion.EARLY).embedded(self._encoder, None)
+        (vectors,) = embedded([Question.of(None, [item], None, Fusion.EARLY)], self._encoder)
+        if isinstance(vectors, QueryError):
+            raise vectors
         row: NDArray[np.float32] = vectors[0]
         return row
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
 from mmsearch.errors import MediaError, QueryError
 from mmsearch.retrieval import logic
-from mmsearch.retrieval.containers import openable
 from mmsearch.retrieval.fusion import calibrated, early, ranks_of, reciprocal_rank, weighted
 from mmsearch.retrieval.schema import Fusion, Query, QueryPart, Target
 
@@ -20,12 +19,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from mmsearch.indexes import VectorIndex
-    from mmsearch.retrieval.adapter import Adapter
     from mmsearch.retrieval.calibration import Calibration
     from mmsearch.retrieval.encoders import Encoder
     from mmsearch.retrieval.logic import Expression
 
-__all__ = ["ImageSource", "Question", "search_composed", "search_logic"]
+__all__ = ["ImageSource", "Question", "embedded", "search_composed", "search_logic"]
 
 ImageSource = Path | str | Image.Image
 """A path or a picture in memory."""
@@ -108,24 +106,25 @@ class Question:
         """Whether it is one text, with operators or without: what probabilities are known of."""
         return self.expression is not None or (len(self.texts) == 1 and not self.images)
 
-    def embedded(
-        self, encoder: Encoder, adapter: Adapter | None
-    ) -> tuple[NDArray[np.float32], bool]:
-        """Return `float32[p, dim]`, a unit row for each part, and whether the adapter was applied.
+    def one_vector(self, vectors: NDArray[np.float32]) -> NDArray[np.float32] | None:
+        """Return `float32[1, dim]`, what an index is asked; None where it takes more than that.
+
+        Args:
+            vectors: `float32[p, dim]`, one for each part.
 
         Raises:
-            QueryError: a picture cannot be read.
+            QueryError: the parts cancel each other out.
         """
-        rows = []
-        if self.texts:
-            vectors = encoder.encode_texts(self.texts)
-            rows.append(vectors if adapter is None else adapter.apply(vectors))
-        if self.images:
-            try:
-                rows.append(encoder.encode_images([_readable(image) for image in self.images]))
-            except MediaError as error:
-                raise QueryError(f"The query picture cannot be used: {error}.") from error
-        return np.concatenate(rows), bool(self.texts) and adapter is not None
+        if self.expression is not None:
+            return None
+        if len(vectors) == 1:
+            return vectors
+        if self.fusion is not Fusion.EARLY:
+            return None
+        try:
+            return early(vectors, np.array(self.weights))
+        except ValueError as error:
+            raise _unlike_all(error) from error
 
     def search(
         self,
@@ -153,8 +152,8 @@ class Question:
                 raise QueryError("AND, OR and NOT choose among pictures, not among captions.")
             ids, scores = search_logic(index, self.expression, vectors, calibration, k, among)
             return list(zip(ids.tolist(), scores.tolist(), strict=True))
-        if len(vectors) == 1:
-            found = index.search(vectors, k, among=among)
+        if (vector := self.one_vector(vectors)) is not None:
+            found = index.search(vector, k, among=among)
             pairs = zip(found.ids[0].tolist(), found.scores[0].tolist(), strict=True)
             return [(id_, score) for id_, score in pairs if id_ >= 0]
         try:
@@ -162,7 +161,7 @@ class Question:
                 index, vectors, np.array(self.weights), self.fusion, k, among
             )
         except ValueError as error:
-            raise QueryError(f"Nothing is like all of it: {error}.") from error
+            raise _unlike_all(error) from error
         return list(zip(ids.tolist(), scores.tolist(), strict=True))
 
     def told(self, target: Target) -> Query:
@@ -182,8 +181,52 @@ class Question:
         return Query(parts, target, self.fusion)
 
 
-def _readable(image: ImageSource) -> ImageSource:
-    return openable(Path(image)) if isinstance(image, (str, Path)) else image
+def embedded(
+    questions: Sequence[Question], encoder: Encoder
+) -> list[NDArray[np.float32] | QueryError]:
+    """Embed questions: all their texts at once, and all their pictures.
+
+    Returns:
+        For each `float32[p, dim]`, a unit row for each part, as the encoder sees it; or that one
+        of its pictures cannot be read.
+    """
+    pixels: list[NDArray[Any]] = []
+    places: list[tuple[int, ...] | QueryError] = []
+    for question in questions:
+        before = len(pixels)
+        try:
+            pixels += [_pixels(image, encoder) for image in question.images]
+        except MediaError as error:
+            unreadable = QueryError(f"The query picture cannot be used: {error}.")
+            unreadable.__cause__ = error
+            places.append(unreadable)
+        else:
+            places.append(tuple(range(before, len(pixels))))
+    asked = zip(questions, places, strict=True)
+    texts = {text: None for each, place in asked if isinstance(place, tuple) for text in each.texts}
+    rows = {text: n for n, text in enumerate(texts)}
+    nothing = np.empty((0, encoder.dim), dtype=np.float32)
+    of_texts = encoder.encode_texts([*texts]) if texts else nothing
+    of_images = encoder.encode_pixels(pixels) if pixels else nothing
+    return [
+        place
+        if isinstance(place, QueryError)
+        else np.concatenate([of_texts[[rows[text] for text in each.texts]], of_images[[*place]]])
+        for each, place in zip(questions, places, strict=True)
+    ]
+
+
+def _pixels(image: ImageSource, encoder: Encoder) -> NDArray[Any]:
+    # What questions in words do not need is loaded where it is.
+    from mmsearch.retrieval.containers import openable
+    from mmsearch.retrieval.media import load_rgb
+
+    source = openable(Path(image)) if isinstance(image, (str, Path)) else image
+    return encoder.prepare(load_rgb(source, at_least=encoder.decode_size))
+
+
+def _unlike_all(error: ValueError) -> QueryError:
+    return QueryError(f"Nothing is like all of it: {error}.")
 
 
 def search_composed(

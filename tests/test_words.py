@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmsearch.retrieval.catalog import Catalog, migrations, words
+from mmsearch.retrieval.catalog import Catalog, KeptWords, migrations, word_search, words
 from mmsearch.retrieval.schema import Caption, Problem, Target
 from tests.test_catalog import SPEC, picture, unit
 
@@ -79,9 +79,12 @@ def test_a_file_name_with_or_without_ending_and_folders_comes_first(catalog, pat
     stem = name.rpartition(".")[0]
     for asked in (path, name, stem, path.rpartition(".")[0], f"/any/where/{path}", f" {name} "):
         found = catalog.words(asked, Target.IMAGES, 10)
-        assert found[0][1] == words.EXACT_NAME, asked
+        assert found[0][1] == word_search.EXACT_NAME, asked
         assert catalog.file_hits(found)[0].path == path, asked
-    assert catalog.words(words.legible(stem).upper(), Target.IMAGES, 10)[0][1] == words.EXACT_NAME
+    assert (
+        catalog.words(words.legible(stem).upper(), Target.IMAGES, 10)[0][1]
+        == word_search.EXACT_NAME
+    )
 
 
 def test_another_folder_or_ending_is_not_what_was_asked(catalog):
@@ -106,7 +109,7 @@ def test_captions_are_found_by_their_words(catalog):
         "a dog runs on a beach",
         "a dog",
     ]
-    assert all(score < words.EXACT_NAME for _, score in found)
+    assert all(score < word_search.EXACT_NAME for _, score in found)
     assert paths_found(catalog, "dogs running") == [PATHS[0], PATHS[2]]
     several = [Caption("a dog", "sidecar"), Caption("a dog that runs", "xmp")]
     with catalog.write() as transaction:
@@ -130,7 +133,7 @@ def test_only_some_may_be_chosen_from(catalog):
 
 
 def test_words_that_too_many_have_are_left_out_where_others_are(catalog, monkeypatch):
-    monkeypatch.setattr(words, "MOST_MATCHES", 3)
+    monkeypatch.setattr(word_search, "MOST_MATCHES", 3)
     captions = [(path, "a dog") for path in PATHS[1:]] + [(PATHS[0], "a zebra")]
     filled(catalog, captions=captions)
     assert paths_found(catalog, "zebra dog") == [PATHS[0]]
@@ -266,7 +269,7 @@ def test_a_library_of_before_gets_its_words_when_it_is_opened(tmp_path, monkeypa
     monkeypatch.undo()
     catalog = Catalog.open(path)
     assert [id_ for id_, _ in catalog.words("dogs", Target.IMAGES, 5)] == [2]
-    assert catalog.words("caf\udce9 au lait", Target.IMAGES, 5)[0] == (5, words.EXACT_NAME)
+    assert catalog.words("caf\udce9 au lait", Target.IMAGES, 5)[0] == (5, word_search.EXACT_NAME)
     assert len(catalog.words("2023-08-12", Target.IMAGES, 50)) == len(PATHS)
     kept = everything(catalog)
     # As the code of today writes them.
@@ -275,3 +278,79 @@ def test_a_library_of_before_gets_its_words_when_it_is_opened(tmp_path, monkeypa
             transaction.refresh_file(id_, picture(name))
     assert everything(catalog) == kept
     catalog.close()
+
+
+WHOLE = """
+SELECT id, sum(score) AS score FROM (
+    SELECT rowid AS id, -rank AS score FROM file_word
+    WHERE file_word MATCH ? AND rank MATCH 'bm25(8.0, 4.0, 2.0, 1.0)'
+    UNION ALL
+    SELECT file_id, max(score) FROM (
+        SELECT rowid, -rank AS score FROM caption_word WHERE caption_word MATCH ?
+    ) AS found JOIN caption ON caption.id = found.rowid GROUP BY file_id
+) GROUP BY id ORDER BY score DESC, id
+"""
+
+
+def weighed_whole(catalog: Catalog, asked: str) -> list[tuple[int, float]]:
+    """Have FTS5 weigh a whole question in one expression a table."""
+    terms = words.query_terms(asked)
+    expressions = []
+    with catalog._connect() as connection:
+        for table in ("file_word", "caption_word"):
+            count = f"SELECT count(*) FROM {table} WHERE {table} MATCH ?"
+            found = {
+                term: connection.exec_driver_sql(count, (words.quoted(term),)).scalar_one()
+                for term in terms
+            }
+            parts = sorted((term for term in terms if found[term]), key=found.__getitem__)
+            if table == "file_word" and len(parts) == len(terms) > 1:
+                parts.append(asked)
+            expressions.append(" OR ".join(map(words.quoted, parts)) or '""')
+        return [tuple(row) for row in connection.exec_driver_sql(WHOLE, tuple(expressions))]
+
+
+SOME = st.lists(
+    st.sampled_from(
+        [
+            "dog",
+            "dogs",
+            "beach",
+            "été",
+            "café",
+            "IMG",
+            "2041",
+            "trip",
+            "Summer",
+            "canon",
+            "a",
+            "running",
+            "zebra",
+        ]
+    ),
+    min_size=1,
+    max_size=5,
+).map(" ".join)
+
+
+@given(asked=st.lists(SOME, min_size=1, max_size=6))
+@settings(deadline=None, max_examples=60)
+def test_words_added_up_score_what_the_whole_question_scores(summed, asked):
+    catalog, kept = summed
+    among = [None] * len(asked)
+    found = catalog.words_of_many(asked, Target.IMAGES, 99, among=among, kept=kept)
+    for text, ours in zip(asked, found, strict=True):
+        whole = dict(weighed_whole(catalog, text))
+        named = [id_ for id_, score in ours if score == word_search.EXACT_NAME]
+        assert {id_ for id_, _ in ours} == {*whole, *named}
+        # To the last bit, and in the same order.
+        rest = [pair for pair in ours if pair[0] not in named]
+        assert rest == [pair for pair in whole.items() if pair[0] not in named]
+
+
+@pytest.fixture(scope="module")
+def summed(tmp_path_factory):
+    opened = Catalog.create(tmp_path_factory.mktemp("summed") / "catalog.sqlite")
+    filled(opened, captions=[(path, TEXTS[i % len(TEXTS)]) for i, path in enumerate(PATHS)])
+    yield opened, KeptWords()
+    opened.close()

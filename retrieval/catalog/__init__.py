@@ -9,8 +9,8 @@ exist.
 from __future__ import annotations
 
 from mmsearch.retrieval.catalog.encoders import EncoderRow, UnembeddedFile
+from mmsearch.retrieval.catalog.lookup import FileRow
 from mmsearch.retrieval.catalog.regions import RegionStore
-from mmsearch.retrieval.catalog.snapshot import Snapshot, StoredPicture
 from mmsearch.retrieval.catalog.store import (
     AdapterRow,
     Catalog,
@@ -21,19 +21,22 @@ from mmsearch.retrieval.catalog.store import (
     Undescribed,
 )
 from mmsearch.retrieval.catalog.transaction import Transaction
+from mmsearch.retrieval.catalog.word_search import KeptWords
+from mmsearch.retrieval.catalog.words import told_by_name
 
 __all__ = [
     "AdapterRow",
     "Catalog",
     "Counts",
     "EncoderRow",
+    "FileRow",
+    "KeptWords",
     "KnownFile",
     "KnownProblem",
     "LibraryRow",
     "RegionStore",
-    "Snapshot",
-    "StoredPicture",
     "Transaction",
     "Undescribed",
     "UnembeddedFile",
+    "told_by_name",
 ]

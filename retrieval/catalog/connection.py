@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     Parameters = Sequence[Any] | Mapping[str, Any]
 
-__all__ = ["as_mmsearch_errors", "fetched", "read_only_engine", "sqlite_engine"]
+__all__ = ["as_mmsearch_errors", "driver_of", "fetched", "read_only_engine", "sqlite_engine"]
 
 BUSY_TIMEOUT_S = 10.0
 """How long a statement waits for another process's transaction, which lasts milliseconds."""
@@ -89,9 +89,14 @@ def fetched(
     What every question asks takes SQLite less time than SQLAlchemy takes to hand it on, each row
     included. It happens in the connection's transaction, and errors are the driver's.
     """
-    driver: Any = connection.connection.driver_connection
-    rows: list[tuple[Any, ...]] = driver.execute(statement, parameters).fetchall()
+    rows: list[tuple[Any, ...]] = driver_of(connection).execute(statement, parameters).fetchall()
     return rows
+
+
+def driver_of(connection: Connection) -> sqlite3.Connection:
+    """Return the driver's own connection, in the same transaction."""
+    driver: sqlite3.Connection = connection.connection.driver_connection  # type: ignore[assignment]
+    return driver
 
 
 @contextmanager

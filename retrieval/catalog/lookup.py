@@ -22,13 +22,14 @@ __all__ = ["FileRow", "caption_rows", "file_rows", "stamp", "vector_rows"]
 
 
 class FileRow(NamedTuple):
-    """What a hit tells of a picture."""
+    """What a hit tells of a picture, and whether it has a caption."""
 
     id: int
     path: str
     taken_at: datetime | None
     width: int
     height: int
+    captioned: bool
 
 
 def stamp(connection: Connection) -> str | None:
@@ -59,22 +60,23 @@ def vector_rows(
 
 def _file_row(row: Sequence[Any]) -> FileRow:
     # As `tables.FilePath` and SQLAlchemy's own DateTime read them.
-    id_, path, taken_at, width, height = row
+    id_, path, taken_at, width, height, captioned = row
     return FileRow(
         id_,
         os.fsdecode(path),
         None if taken_at is None else datetime.fromisoformat(taken_at),
         width,
         height,
+        bool(captioned),
     )
 
 
 _FILES = """
-SELECT id, path, taken_at, width, height FROM file
-WHERE id IN (SELECT value FROM json_each(?))
+SELECT id, path, taken_at, width, height, EXISTS (SELECT 1 FROM caption WHERE file_id = file.id)
+FROM file WHERE id IN (SELECT value FROM json_each(?))
 """
 _CAPTIONS = """
-SELECT caption.id, caption.text, file.id, file.path, file.taken_at, file.width, file.height
+SELECT caption.id, caption.text, file.id, file.path, file.taken_at, file.width, file.height, 1
 FROM caption JOIN file ON file.id = caption.file_id
 WHERE caption.id IN (SELECT value FROM json_each(?))
 """

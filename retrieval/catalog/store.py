@@ -42,9 +42,10 @@ from mmsearch.retrieval.catalog.encoders import (
     spec_of,
     unembedded_files,
 )
-from mmsearch.retrieval.catalog.snapshot import Snapshot
+from mmsearch.retrieval.catalog.lookup import FileRow
 from mmsearch.retrieval.catalog.transaction import Transaction, files_with
-from mmsearch.retrieval.catalog.words import described, find_words
+from mmsearch.retrieval.catalog.word_search import KeptWords, find_words
+from mmsearch.retrieval.catalog.words import told_by_name
 from mmsearch.retrieval.schema import GENERATED, Hit, Problem, Target
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
 
     from mmsearch.retrieval.catalog.integrity import Salvaged
     from mmsearch.retrieval.catalog.items import Item
+    from mmsearch.retrieval.catalog.snapshot import Snapshot
     from mmsearch.retrieval.filters import Filter
     from mmsearch.retrieval.schema import EncoderSpec, SortKey
 
@@ -303,6 +305,9 @@ class Catalog:
     @contextmanager
     def snapshot(self) -> Iterator[Snapshot]:
         """Read one state of the catalog in blocks, whatever is written meanwhile."""
+        # What questions do not need is loaded where it is.
+        from mmsearch.retrieval.catalog.snapshot import Snapshot
+
         with self._connect() as connection:
             yield Snapshot(connection, self.path)
 
@@ -494,17 +499,23 @@ class Catalog:
         with self._connect() as connection:
             return np.fromiter(connection.scalars(statement), dtype=np.int64)
 
+    def stored_vectors(
+        self, target: Target, encoder_id: int, dim: int, ids: Collection[int]
+    ) -> dict[int, bytes]:
+        """Return `dim` numbers, little-endian fp16, of each of the ids that has a vector."""
+        with self._connect() as connection:
+            found = dict(lookup.vector_rows(connection, target, encoder_id, ids))
+        for id_, blob in found.items():
+            self._check_length(target, id_, blob, dim)
+        return found
+
     def vectors_of(
         self, target: Target, encoder_id: int, dim: int, ids: NDArray[np.int64]
     ) -> tuple[NDArray[np.int64], NDArray[np.float16]]:
         """Return those of the ids that have a vector, ascending, and their `float16[n, dim]`."""
-        with self._connect() as connection:
-            rows = lookup.vector_rows(connection, target, encoder_id, np.unique(ids).tolist())
-        found = np.array([id_ for id_, _ in rows], dtype=np.int64)
-        for id_, blob in rows:
-            self._check_length(target, id_, blob, dim)
-        vectors = np.frombuffer(bytearray().join(blob for _, blob in rows), dtype="<f2")
-        return found, vectors.reshape(len(rows), dim)
+        found = self.stored_vectors(target, encoder_id, dim, np.unique(ids).tolist())
+        vectors = np.frombuffer(bytearray().join(found.values()), dtype="<f2")
+        return np.array([*found], dtype=np.int64), vectors.reshape(len(found), dim)
 
     def captions(self) -> list[tuple[int, int, str]]:
         """Return people's captions by id: each one's id, its picture's id and its text."""
@@ -563,10 +574,19 @@ class Catalog:
         hits = self.file_hits if target is Target.IMAGES else self.caption_hits
         return hits([(id_, math.nan) for id_ in ids.tolist()])
 
+    def files(self, ids: Collection[int]) -> dict[int, FileRow]:
+        """Return those of the pictures that there are, by id."""
+        with self._connect() as connection:
+            return {row.id: row for row in lookup.file_rows(connection, ids)}
+
+    def files_of_captions(self, ids: Collection[int]) -> dict[int, tuple[FileRow, str]]:
+        """Return picture and text of those of the captions that there are, by the captions' ids."""
+        with self._connect() as connection:
+            return {id_: (row, text) for id_, text, row in lookup.caption_rows(connection, ids)}
+
     def file_hits(self, ranked: Sequence[tuple[int, float]]) -> tuple[Hit, ...]:
         """Return hits for (file id, score) pairs, in their order; files gone since are left out."""
-        with self._connect() as connection:
-            rows = {row.id: row for row in lookup.file_rows(connection, [id_ for id_, _ in ranked])}
+        rows = self.files([id_ for id_, _ in ranked])
         found = [(rows[id_], score) for id_, score in ranked if id_ in rows]
         return tuple(
             Hit(rank, row.id, row.path, score, None, row.taken_at, row.width, row.height)
@@ -578,12 +598,8 @@ class Catalog:
 
         A text that several sources give for one picture counts once.
         """
-        with self._connect() as connection:
-            rows = {
-                id_: (row, text)
-                for id_, text, row in lookup.caption_rows(connection, [id_ for id_, _ in ranked])
-            }
-        found: dict[tuple[int, str], tuple[lookup.FileRow, float]] = {}
+        rows = self.files_of_captions([id_ for id_, _ in ranked])
+        found: dict[tuple[int, str], tuple[FileRow, float]] = {}
         for id_, score in ranked:
             if id_ in rows:
                 row, text = rows[id_]
@@ -603,15 +619,35 @@ class Catalog:
     ) -> list[tuple[int, float]]:
         """Return ids and scores (BM25, higher is better) of what holds words of a text, best first.
 
-        See `catalog.words.find_words`: a picture that is named exactly so comes first.
+        See `catalog.word_search.find_words`: a picture that is named exactly so comes first.
+        """
+        return self.words_of_many([text], target, limit, among=[among], kept=KeptWords())[0]
+
+    def words_of_many(
+        self,
+        texts: Sequence[str],
+        target: Target,
+        limit: int,
+        *,
+        among: Sequence[NDArray[np.int64] | None],
+        kept: KeptWords,
+    ) -> list[list[tuple[int, float]]]:
+        """Return what `words` returns for each of several texts.
+
+        Args:
+            texts: any.
+            target: what is looked for.
+            limit: at most so many for each.
+            among: for each, the ids to choose from, see `find_words`.
+            kept: what was found in the same state of the catalog before.
         """
         with self._connect() as connection:
-            return find_words(connection, text, target, limit, among)
+            return find_words(connection, texts, target, limit, among, kept)
 
     def described(self, ids: Collection[int]) -> set[int]:
         """Return which of these pictures have a caption, or a file name of several words."""
-        with self._connect() as connection:
-            return described(connection, ids)
+        rows = self.files(ids).values()
+        return {row.id for row in rows if row.captioned or told_by_name(row.path)}
 
     def item(self, id_: int) -> Item | None:
         """Return all that is known of a picture; None where there is none with this id."""

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Transaction", "files_with"]
 
+_SHOWN = ("path", "taken_at", "camera", "width", "height", "latitude", "longitude")
+"""What answers tell of a picture, choose by or are found by; the rest is for indexing."""
+
 
 class Transaction:
     """Writes that happen together; obtained from `Catalog.write`."""
@@ -34,7 +37,7 @@ class Transaction:
         self._changed = False
 
     def finish(self) -> None:
-        """Name the new state, if anything changed that an index depends on."""
+        """Name the new state, if anything changed that an index or an answer depends on."""
         if self._changed:
             generation = tables.library.c.generation
             number = (self._connection.scalar(select(generation)) or 0) + 1
@@ -144,9 +147,13 @@ class Transaction:
     def refresh_file(self, id_: int, picture: Picture) -> None:
         """Record a new place, time or side-car of a picture whose content is the same."""
         values = asdict(picture)
-        self._connection.execute(
-            update(tables.file).where(tables.file.c.id == id_).values(**values)
-        )
+        file = tables.file.c
+        shown = [file[name] for name in _SHOWN]
+        before = self._connection.execute(select(*shown).where(file.id == id_)).one_or_none()
+        if before is None or any(before._mapping[name] != values[name] for name in _SHOWN):
+            # No vector is another, but answers are.
+            self._changed = True
+        self._connection.execute(update(tables.file).where(file.id == id_).values(**values))
         put_file_words(self._connection, id_, picture)
         self.resolve_problems([picture.path])
 

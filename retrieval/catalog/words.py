@@ -8,40 +8,33 @@ writes a file's row writes it, and a trigger removes it. Both rank by BM25 (Robe
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import re
 import unicodedata
 from itertools import chain
 from typing import TYPE_CHECKING
 
-import numpy as np
 from sqlalchemy import text as sql
 
-from mmsearch.retrieval.catalog.connection import fetched
-from mmsearch.retrieval.schema import Target
-
 if TYPE_CHECKING:
-    from collections.abc import Collection
-
-    from numpy.typing import NDArray
     from sqlalchemy import Connection
 
     from mmsearch.retrieval.schema import Picture
 
 __all__ = [
-    "EXACT_NAME",
+    "COLUMN_WEIGHTS",
     "SCHEMA",
-    "described",
     "fill_words",
-    "find_words",
+    "key_of",
+    "legible",
+    "plain_words",
     "put_file_words",
     "query_terms",
+    "quoted",
+    "runs_of",
+    "stem_of",
+    "told_by_name",
 ]
-
-EXACT_NAME = math.inf
-"""The score of a file whose name is what was asked."""
 
 TOKENIZE = "porter unicode61 remove_diacritics 2"
 
@@ -83,13 +76,6 @@ SCHEMA = (
 COLUMN_WEIGHTS = "bm25(8.0, 4.0, 2.0, 1.0)"
 """Of `file_word`: a word that is the whole name tells more than one of several, or a folder's."""
 
-MOST_MATCHES = 1_000
-"""Captions (or files) that are weighed for one question, the rarest words' first: words that more
-have tell little, and to weigh 10,000 takes 30 ms."""
-
-CAPTIONS_EACH = 5
-"""Captions that are looked at for each picture that is wanted: a picture may have several."""
-
 MOST_TERMS = 64
 """Of one question: FTS5 takes no expression of any length."""
 
@@ -104,9 +90,6 @@ which while who will with you your photo picture image
 """
 STOP_WORDS = frozenset(_SMALL_WORDS.split())
 """Words of English that tell nothing about a picture."""
-
-NOTHING = '""'
-"""An expression of FTS5 that nothing matches."""
 
 _UNREADABLE = re.compile("[\0\ud800-\udfff]")
 _WORD = re.compile(r"[^\W\d_]{3,}")
@@ -124,9 +107,9 @@ def file_words(path: str, camera: str | None, taken: str | None) -> dict[str, st
         taken: when it was taken, as ISO 8601.
     """
     *folders, name = legible(path).split("/")
-    stem = _stem(name)
+    stem = stem_of(name)
     return {
-        "key": _key(stem),
+        "key": key_of(stem),
         "name": " ".join([name, *_pieces(stem)]),
         "folder": " ".join(chain(folders, *map(_pieces, folders))),
         "facts": " ".join([camera or "", (taken or "")[:10]]).strip(),
@@ -160,60 +143,13 @@ def fill_words(connection: Connection) -> None:
         connection.execute(_INSERT_FILE, rows)
 
 
-def find_words(
-    connection: Connection,
-    asked: str,
-    target: Target,
-    limit: int,
-    among: NDArray[np.int64] | None = None,
-) -> list[tuple[int, float]]:
-    """Return ids and scores, best first, of what holds words of a question.
+def told_by_name(path: str) -> bool:
+    """Say whether the name of a picture's file, of several words, says something about it.
 
-    A picture's score is that of its names and metadata and that of its best caption, added up. A
-    picture whose file name is the whole question (with or without its ending or folders) comes
-    first, and scores `EXACT_NAME`.
-
-    Args:
-        connection: to the catalog.
-        asked: any text; nothing in it is syntax.
-        target: pictures by all their words, or captions by theirs.
-        limit: at most so many.
-        among: `int64[n]`, ascending, the ids to choose from; all where not given.
+    What a question's words do not find among what is described, by captions or by a name, is told
+    apart by that; of `IMG_2041.jpg` they say nothing.
     """
-    terms = query_terms(asked)
-    pictures = target is Target.IMAGES
-    named = _named(connection, asked) if pictures else []
-    scores = dict.fromkeys(named, EXACT_NAME)
-    in_captions, in_files = _matches(connection, terms, files=pictures)
-    parts = {"caption_word": _expression(in_captions, terms)}
-    if pictures:
-        parts["file_word"] = _expression(in_files, terms, legible(asked))
-    if set(parts.values()) != {NOTHING}:
-        # Of all that match those are taken that may be chosen: the best may all be forbidden.
-        many = -1 if among is not None else limit
-        most = {"limit": many, "captions": many * CAPTIONS_EACH if pictures else many}
-        statement = _PICTURES if pictures else _CAPTIONS
-        for id_, score in fetched(connection, statement, parts | most):
-            scores.setdefault(id_, score)
-    if among is not None:
-        ids = np.fromiter(scores, np.int64, len(scores))
-        allowed = ids[_among(ids, among)].tolist()
-        return [(id_, scores[id_]) for id_ in allowed[:limit]]
-    return list(scores.items())[:limit]
-
-
-def described(connection: Connection, ids: Collection[int]) -> set[int]:
-    """Return which pictures words say something about: a caption, or a name of several words.
-
-    What a question's words do not find among these is told apart by that; of another picture
-    (`IMG_2041.jpg`) they say nothing.
-    """
-    rows = fetched(connection, _DESCRIBED, (json.dumps(list(ids)),))
-    return {id_ for id_, path, captioned in rows if captioned or _tells(legible(os.fsdecode(path)))}
-
-
-def _tells(path: str) -> bool:
-    words = {word.lower() for word in _WORD.findall(_stem(path.rpartition("/")[2]))}
+    words = {word.lower() for word in _WORD.findall(stem_of(legible(path).rpartition("/")[2]))}
     return len(words - STOP_WORDS) >= TELLING_WORDS
 
 
@@ -240,6 +176,11 @@ def _readable(character: str) -> str:
     return " " if _UNREADABLE.match(character) else character
 
 
+def runs_of(text: str) -> list[str]:
+    """Return the runs of letters and digits in a text."""
+    return _RUN.findall(text)
+
+
 def _pieces(text: str) -> list[str]:
     """Return what a name is put together of where only case or digits tell: `DSC` and `02041`."""
     found = []
@@ -251,86 +192,25 @@ def _pieces(text: str) -> list[str]:
     return found
 
 
-def _stem(name: str) -> str:
+def stem_of(name: str) -> str:
     """Return a file's name without its ending."""
     stem, _, ending = name.rpartition(".")
     return stem if stem and 0 < len(ending) <= 5 and ending.isalnum() else name
 
 
-def _key(name: str) -> str:
+def key_of(name: str) -> str:
     """Return one word that stands for a whole name: `IMG_2041` and `img-2041` are `img2041`."""
-    return "".join(_plain(name))
+    return "".join(plain_words(name))
 
 
-def _plain(text: str) -> list[str]:
+def plain_words(text: str) -> list[str]:
     """Return the words of a text without case and accents."""
     apart = unicodedata.normalize("NFKD", text)
     return _RUN.findall("".join(c for c in apart if not unicodedata.combining(c)).casefold())
 
 
-def _matches(
-    connection: Connection, terms: list[str], *, files: bool
-) -> tuple[dict[str, int], dict[str, int]]:
-    """Return in how many captions, and how many names of files (where asked for), each term is.
-
-    Nobody counts further than one beyond `MOST_MATCHES`.
-    """
-    quoted = {_quoted(term): term for term in terms}
-    asked = {"terms": json.dumps(list(quoted)), "n": MOST_MATCHES + 1}
-    rows = fetched(connection, _COUNTS if files else _CAPTION_COUNTS, asked)
-    return (
-        {quoted[term]: n for term, n, _ in rows},
-        {quoted[term]: n for term, _, n in rows},
-    )
-
-
-def _expression(found: dict[str, int], terms: list[str], whole: str = "") -> str:
-    """Return an expression of FTS5 for any of the terms, and for all of a text in one piece.
-
-    Terms are taken from the rarest on, at least one, as long as few enough rows match them.
-    """
-    there = sorted((term for term in terms if found[term]), key=lambda term: found[term])
-    if not there:
-        return NOTHING
-    total = np.cumsum([found[term] for term in there])
-    taken = there[: max(1, int(np.searchsorted(total, MOST_MATCHES + 1)))]
-    phrase = len(taken) == len(terms) > 1 and whole
-    return " OR ".join(_quoted(term) for term in [*taken, *([whole] if phrase else [])])
-
-
-def _among(ids: NDArray[np.int64], allowed: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Say which of a few ids are among many ascending ones, which `np.isin` would sort."""
-    places = np.searchsorted(allowed, ids)
-    there: NDArray[np.bool_] = places < len(allowed)
-    there[there] = allowed[places[there]] == ids[there]
-    return there
-
-
-def _named(connection: Connection, asked: str) -> list[int]:
-    """Return the files whose name, or path from some folder on, a text is; literal ones first."""
-    asked = legible(asked).strip()
-    *folders, name = asked.split("/")
-    keys = {_key(name), _key(_stem(name))} - {""}
-    if not keys:
-        return []
-    expression = " OR ".join(f"key : {_quoted(key)}" for key in sorted(keys))
-    wanted, above = _plain(name), [_plain(folder) for folder in folders]
-    found = []
-    for id_, stored in fetched(connection, _BY_KEY, (expression,)):
-        path = legible(os.fsdecode(stored))
-        *there, own = path.split("/")
-        if wanted not in (_plain(own), _plain(_stem(own))):
-            continue
-        lying = [_plain(folder) for folder in there]
-        # An absolute path begins above the library.
-        deep = min(len(above), len(lying)) if asked.startswith("/") else len(above)
-        if above[len(above) - deep :] == lying[max(0, len(lying) - deep) :]:
-            literal = name in (own, _stem(own))
-            found.append((not literal, id_))
-    return [id_ for _, id_ in sorted(found)]
-
-
-def _quoted(term: str) -> str:
+def quoted(term: str) -> str:
+    """Return a term as FTS5 reads it, whatever is in it."""
     return '"' + term.replace('"', '""') + '"'
 
 
@@ -340,35 +220,3 @@ _INSERT_FILE = sql(
     "INSERT INTO file_word (rowid, key, name, folder, facts) "
     "VALUES (:id, :key, :name, :folder, :facts)"
 )
-_BY_KEY = (
-    "SELECT file.id, file.path FROM file_word JOIN file ON file.id = file_word.rowid "
-    "WHERE file_word MATCH ?"
-)
-_DESCRIBED = """
-SELECT id, path, EXISTS (SELECT 1 FROM caption WHERE file_id = file.id) FROM file
-WHERE id IN (SELECT value FROM json_each(?))
-"""
-_COUNT = "(SELECT count(*) FROM (SELECT 1 FROM {0} WHERE {0} MATCH term.value LIMIT :n))"
-_CAPTION_COUNTS = f"""
-SELECT term.value, {_COUNT.format("caption_word")}, 0 FROM json_each(:terms) AS term
-"""
-_COUNTS = f"""
-SELECT term.value, {_COUNT.format("caption_word")}, {_COUNT.format("file_word")}
-FROM json_each(:terms) AS term
-"""
-_CAPTIONS = """
-SELECT rowid, -rank AS score FROM caption_word WHERE caption_word MATCH :caption_word
-ORDER BY score DESC, rowid LIMIT :limit
-"""
-# FTS5 takes half as long again where it sorts by its `rank` itself, instead of SQLite by a score.
-_PICTURES = f"""
-SELECT id, sum(score) AS score FROM (
-    SELECT rowid AS id, -rank AS score FROM file_word
-    WHERE file_word MATCH :file_word AND rank MATCH '{COLUMN_WEIGHTS}'
-    UNION ALL
-    SELECT file_id, max(score) FROM (
-        SELECT rowid, -rank AS score FROM caption_word
-        WHERE caption_word MATCH :caption_word ORDER BY score DESC, rowid LIMIT :captions
-    ) AS found JOIN caption ON caption.id = found.rowid GROUP BY file_id
-) GROUP BY id ORDER BY score DESC, id LIMIT :limit
-"""

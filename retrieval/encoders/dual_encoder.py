@@ -21,6 +21,8 @@ from mmsearch.retrieval.losses import LogScale
 from mmsearch.retrieval.schema import EncoderSpec, Quantize
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from tokenizers import Tokenizer
 
     from mmsearch.retrieval.encoders.tokens import TextPreprocess
@@ -163,6 +165,10 @@ class DualEncoder(nn.Module):
         """Return `(input_ids, attention_mask)` int64[n, t] of at least one text, on the CPU."""
         ids, mask = self.description.texts(self.tokenizer, texts)
         return torch.from_numpy(ids), torch.from_numpy(mask)
+
+    def text_lengths(self, texts: Sequence[str]) -> NDArray[np.int64]:
+        """Return `int64[n]`, how many tokens each text has, see `TextPreprocess.lengths`."""
+        return self.description.texts.lengths(self.tokenizer, texts)
 
     def image_parameters(self) -> Iterator[nn.Parameter]:
         """Yield the image tower's parameters, without its head's."""

@@ -86,6 +86,9 @@ class _Config:
 class OnnxEncoder(Encoder):
     """An encoder folder run by ONNX Runtime on the CPU; each tower loads when first used."""
 
+    text_batch_size = 8
+    """More at once take as long for each on a CPU, and are padded more."""
+
     def __init__(
         self,
         folder: Path,
@@ -198,6 +201,9 @@ class OnnxEncoder(Encoder):
 
     def _encode_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
         return self._run_text(texts, ())[1][0]
+
+    def _text_lengths(self, texts: Sequence[str]) -> NDArray[np.int64]:
+        return self._config.texts.lengths(self._tokenizer, texts)
 
     def _run_text(
         self, texts: Sequence[str], inner: tuple[str, ...]

@@ -106,6 +106,13 @@ class TextPreprocess:
             np.array([encoding.attention_mask for encoding in encodings], dtype=np.int64),
         )
 
+    def lengths(self, tokenizer: Tokenizer, texts: Sequence[str]) -> NDArray[np.int64]:
+        """Return `int64[n]`, the tokens of texts without padding; all alike where that is fixed."""
+        if self.pad_to is not None:
+            return np.full(len(texts), self.pad_to, dtype=np.int64)
+        encodings = tokenizer.encode_batch([self.cleaned(text) for text in texts])
+        return np.array([sum(each.attention_mask) for each in encodings], dtype=np.int64)
+
     def cleaned(self, text: str) -> str:
         """Return a text as the tokenizer gets it."""
         if self.clean is Clean.NONE:

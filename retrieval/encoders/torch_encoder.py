@@ -86,6 +86,9 @@ class TorchEncoder(Encoder):
     def _encode_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
         return self._runner.texts(*self._model.tokenize(texts))
 
+    def _text_lengths(self, texts: Sequence[str]) -> NDArray[np.int64]:
+        return self._model.text_lengths(texts)
+
 
 def load(source: str, quantize: Quantize = Quantize.NONE, *, export: bool = False) -> Encoder:
     """Return the encoder of a named source, such as `hf:NAME`; see `load_dual_encoder`.

@@ -40,7 +40,7 @@ from mmsearch.retrieval.parquet_files import import_pyarrow
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from mmsearch.retrieval.catalog import Snapshot, StoredPicture
+    from mmsearch.retrieval.catalog.snapshot import Snapshot, StoredPicture
 
 __all__ = ["MARKER", "ExportReport", "Format", "What", "export_library"]
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmsearch.errors import MmsearchError
 from mmsearch.retrieval.engine import open_engine
+from mmsearch.retrieval.request import SearchRequest
 from mmsearch.retrieval.web.batching import Batcher
 from mmsearch.retrieval.web.thumbnail_cache import ThumbnailCache
 
@@ -122,14 +123,8 @@ class Served:
         self.thumbnails.close()
         self.engine.close()
 
-    def _answer(self, requests: Sequence[Request]) -> list[Results | Exception]:
-        answers: list[Results | Exception] = []
-        for request in requests:
-            try:
-                answers.append(self.engine.search(**request))
-            except Exception as error:
-                answers.append(error)
-        return answers
+    def _answer(self, requests: Sequence[Request]) -> Sequence[Results | Exception]:
+        return self.engine.search_batch([SearchRequest(**request) for request in requests])
 
 
 class Shelf:
