@@ -19,7 +19,7 @@ from mmsearch.retrieval.thumbnails import thumbnail
 if TYPE_CHECKING:
     from mmsearch.retrieval.schema import Hit, Query, Results
 
-__all__ = ["check_place", "contact_sheet", "write_sheet"]
+__all__ = ["check_place", "contact_sheet", "readable", "write_sheet"]
 
 SIDE = 320
 """Pixels of a thumbnail's longer side: what fills its place on a screen that is not dense."""
@@ -96,11 +96,11 @@ def contact_sheet(results: Results, folder: Path) -> str:
         results: what was found.
         folder: absolute, where the page will lie: links to the pictures are relative to it.
     """
-    asked = _readable(_told(results.query))
+    asked = readable(_told(results.query))
     count = len(results.hits)
-    about = f"{count:,} of {results.considered:,} · {_readable(results.library.name)}"
+    about = f"{count:,} of {results.considered:,} · {readable(results.library.name)}"
     if results.rerank is not None:
-        about += f" · {_readable(described_reranking(results.rerank))}"
+        about += f" · {readable(described_reranking(results.rerank))}"
     figures = "\n".join(_figure(results, hit, folder) for hit in results.hits)
     return (
         f"{OPENING}{GENERATOR}{_HEAD.format(title=escape(f'{asked} – mmsearch'))}"
@@ -110,10 +110,10 @@ def contact_sheet(results: Results, folder: Path) -> str:
 
 def _figure(results: Results, hit: Hit, folder: Path) -> str:
     row = row_of(hit)
-    path = _readable(row.path)
-    caption = None if row.caption is None else _readable(row.caption)
+    path = readable(row.path)
+    caption = None if row.caption is None else readable(row.caption)
     # A caption says what a picture shows; without one, its name is all that is known.
-    shown = _image(results.file(hit), alt=caption or _readable(row.name))
+    shown = _image(results.file(hit), alt=caption or readable(row.name))
     facts = " · ".join(row.about if row.reranked is None else [*row.about, row.reranked])
     said = f"{escape(facts)}<br>{escape(path)}"
     if caption is not None:
@@ -128,7 +128,7 @@ def _image(file: Path, alt: str) -> str:
     try:
         picture = thumbnail(file, SIDE)
     except MediaError as error:
-        return f'<span class="lost">{escape(_readable(str(error)))}</span>'
+        return f'<span class="lost">{escape(readable(str(error)))}</span>'
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=80)
     data = base64.b64encode(buffer.getvalue()).decode("ascii")
@@ -156,7 +156,7 @@ def _told(query: Query) -> str:
     )
 
 
-def _readable(text: str) -> str:
+def readable(text: str) -> str:
     """Return text that any reader can decode: bytes that are none, and what steers, escaped."""
     return "".join(c if c.isprintable() else _escaped(c) for c in text)
 

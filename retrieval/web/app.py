@@ -12,7 +12,8 @@ from fastapi import FastAPI, Request
 from fastapi.responses import Response
 
 import mmsearch
-from mmsearch.retrieval.web import failures, routes_items, routes_search
+from mmsearch.retrieval.web import failures, page, routes_items, routes_search
+from mmsearch.retrieval.web.explanations import Explanations
 from mmsearch.retrieval.web.guard import Guard
 from mmsearch.retrieval.web.metrics import CONTENT_TYPE_LATEST, Metrics
 from mmsearch.retrieval.web.services import Services
@@ -62,8 +63,11 @@ def create_app(
         redoc_url=None,
     )
     failures.install(app)
-    app.state.services = Services(shelf, settings, metrics, CapacityLimiter(THREADS))
+    app.state.services = Services(
+        shelf, settings, metrics, CapacityLimiter(THREADS), Explanations()
+    )
     app.include_router(routes_items.open_router)
+    app.include_router(page.router)
     app.include_router(routes_search.router)
     app.include_router(routes_items.router)
 

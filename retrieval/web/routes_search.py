@@ -24,7 +24,7 @@ from mmsearch.retrieval.web.wire import (
     SimilarParameters,
 )
 
-__all__ = ["router"]
+__all__ = ["pictures_of", "router"]
 
 router = APIRouter(prefix="/api/v1", tags=["search"], responses=FAILURES)
 
@@ -40,10 +40,7 @@ async def search_with_pictures(
     asked: Annotated[SearchForm, Form(media_type="multipart/form-data")], services: Given
 ) -> JSONResponse:
     """Find pictures, or captions, by pictures that are sent, with or without words."""
-    most = services.settings.limits.pictures
-    if len(asked.image) > most:
-        raise QueryError(f"No more than {most} pictures are taken with one question.")
-    pictures = [await _picture(services, upload) for upload in asked.image]
+    pictures = await pictures_of(services, asked.image)
     return JSONResponse(await Asking(services).search(asked, pictures))
 
 
@@ -77,6 +74,18 @@ async def more_like_a_picture(
 async def recommend(asked: Annotated[RecommendRequest, Body()], services: Given) -> JSONResponse:
     """Recommend pictures to somebody's taste."""
     return JSONResponse(await Asking(services).recommend(asked))
+
+
+async def pictures_of(services: Services, uploads: list[UploadFile]) -> list[Image]:
+    """Return pictures that were sent, decoded as far as the libraries' encoders need.
+
+    Raises:
+        QueryError: there are too many, or one is no picture that can be used.
+    """
+    most = services.settings.limits.pictures
+    if len(uploads) > most:
+        raise QueryError(f"No more than {most} pictures are taken with one question.")
+    return [await _picture(services, upload) for upload in uploads]
 
 
 async def _picture(services: Services, upload: UploadFile) -> Image:

@@ -10,6 +10,7 @@ import anyio.to_thread
 from anyio import CapacityLimiter
 from fastapi import Depends, Request
 
+from mmsearch.retrieval.web.explanations import Explanations
 from mmsearch.retrieval.web.metrics import Metrics
 from mmsearch.retrieval.web.settings import Settings
 from mmsearch.retrieval.web.shelf import Shelf
@@ -28,12 +29,14 @@ class Services:
         settings: what is allowed.
         metrics: what is counted.
         threads: how much runs beside the event loop at a time, and is not answered in batches.
+        explanations: why pictures match, the latest of them kept.
     """
 
     shelf: Shelf
     settings: Settings
     metrics: Metrics
     threads: CapacityLimiter
+    explanations: Explanations
 
     async def in_thread(self, work: Callable[[], _Told]) -> _Told:
         """Run what takes long beside the event loop, a few at a time."""

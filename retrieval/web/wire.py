@@ -11,6 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from mmsearch.retrieval.schema import Fusion, SortKey, Strategy, Target
 
 __all__ = [
+    "ITEM",
+    "REFERENCE",
     "Answer",
     "Explained",
     "Failure",
@@ -25,9 +27,10 @@ __all__ = [
     "Status",
 ]
 
+REFERENCE = r"^[^/]+/[0-9]{1,18}$"
 ITEM = Field(
     description="A picture of a library: `NAME/ID`, as answers have it in `library` and `id`.",
-    pattern=r"^[^/]+/[0-9]{1,18}$",
+    pattern=REFERENCE,
 )
 
 
@@ -45,7 +48,9 @@ class Paged(Parameters):
         None,
         ge=0,
         description="Skip as many answers. With it, even 0, answers are those of one long list "
-        "that is kept, so that pages fit together.",
+        "that is kept, so that pages fit together. The first 500 are grouped and spread as asked "
+        "(50, or `rerank_depth`, are reranked); what follows has the plain order. Answers to words "
+        "that are put in another order with `sort` end after 1,000.",
     )
     library: list[str] = Field(
         default_factory=list, description="Names of libraries; all of them if none is given."
@@ -145,6 +150,9 @@ class Group(BaseModel):
 
     size: int
     others: list[str]
+    ids: list[int | None] = Field(
+        default_factory=list, description="Their keys, in the order of `others`."
+    )
 
 
 class Answered(BaseModel):
@@ -199,6 +207,9 @@ class Answer(BaseModel):
     rerank: Reranked | None
     nearest: Answered | None
     offset: int
+    total: int | None = Field(
+        None, description="With `offset`: how many answers there are, once that is known."
+    )
     results: list[Answered]
 
 

@@ -1,0 +1,59 @@
+// What was chosen, for export; it outlives scrolling and further questions.
+
+export class Selection {
+  constructor(bar, { most, told }) {
+    this.chosen = new Map();
+    this.bar = bar;
+    this.count = bar.querySelector("#selected");
+    bar.addEventListener("submit", (event) => {
+      if (this.chosen.size > most) {
+        event.preventDefault();
+        told(`At most ${most.toLocaleString("en")} pictures can be exported at a time.`);
+        return;
+      }
+      const inputs = [...this.chosen.keys()].map((item) => {
+        const input = document.createElement("input");
+        Object.assign(input, { type: "hidden", name: "items", value: item });
+        return input;
+      });
+      bar.querySelector(".chosen").replaceChildren(...inputs);
+    });
+    bar.querySelector("#unselect").addEventListener("click", () => this.clear());
+  }
+
+  // A tile has come into the document.
+  adopt(tile, item) {
+    const input = tile.querySelector(".pick input");
+    input.removeAttribute("name"); // What is sent is what is chosen, not what is in view.
+    input.checked = this.chosen.has(item);
+    input.addEventListener("change", () => this.set(item, input.checked));
+  }
+
+  has(item) {
+    return this.chosen.has(item);
+  }
+
+  set(item, yes) {
+    if (yes) this.chosen.set(item, true);
+    else this.chosen.delete(item);
+    for (const tile of document.querySelectorAll(".tile")) {
+      if (tile.dataset.item === item) tile.querySelector(".pick input").checked = yes;
+    }
+    this.tell();
+  }
+
+  clear() {
+    this.chosen.clear();
+    for (const input of document.querySelectorAll(".pick input")) input.checked = false;
+    this.tell();
+  }
+
+  get size() {
+    return this.chosen.size;
+  }
+
+  tell() {
+    this.count.textContent = `${this.chosen.size.toLocaleString("en")} selected`;
+    this.bar.classList.toggle("full", this.chosen.size > 0);
+  }
+}
