@@ -12,9 +12,17 @@ from fastapi import FastAPI, Request
 from fastapi.responses import Response
 
 import mmsearch
-from mmsearch.retrieval.web import failures, page, routes_items, routes_search
+from mmsearch.retrieval.web import (
+    failures,
+    page,
+    routes_export,
+    routes_indexing,
+    routes_items,
+    routes_search,
+)
 from mmsearch.retrieval.web.explanations import Explanations
 from mmsearch.retrieval.web.guard import Guard
+from mmsearch.retrieval.web.indexing import Runs
 from mmsearch.retrieval.web.metrics import CONTENT_TYPE_LATEST, Metrics
 from mmsearch.retrieval.web.services import Services
 from mmsearch.retrieval.web.shelf import Shelf
@@ -49,9 +57,12 @@ def create_app(
     for served in shelf:
         metrics.watch(served)
 
+    runs = Runs()
+
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
+        await anyio.to_thread.run_sync(runs.close)
         await anyio.to_thread.run_sync(shelf.close)
 
     app = FastAPI(
@@ -64,12 +75,14 @@ def create_app(
     )
     failures.install(app)
     app.state.services = Services(
-        shelf, settings, metrics, CapacityLimiter(THREADS), Explanations()
+        shelf, settings, metrics, CapacityLimiter(THREADS), Explanations(), runs
     )
     app.include_router(routes_items.open_router)
     app.include_router(page.router)
     app.include_router(routes_search.router)
     app.include_router(routes_items.router)
+    app.include_router(routes_export.router)
+    app.include_router(routes_indexing.router)
 
     @app.get("/metrics", include_in_schema=False)
     async def told() -> Response:

@@ -10,6 +10,7 @@ from starlette.exceptions import HTTPException
 
 from mmsearch.errors import (
     LibraryError,
+    LibraryLocked,
     MediaError,
     MissingExtra,
     MmsearchError,
@@ -32,6 +33,7 @@ _KINDS: tuple[tuple[type[Exception], int, str], ...] = (
     (UnknownLibrary, 404, "not-found"),
     # The picture was there when it was indexed.
     (MediaError, 410, "picture"),
+    (LibraryLocked, 409, "indexing"),
     (MissingExtra, 501, "missing-extra"),
     (LibraryError, 503, "library"),
     (ModelError, 503, "model"),
@@ -45,6 +47,7 @@ FAILURES: dict[int | str, dict[str, Any]] = {
         (401, "The token is missing or wrong."),
         (403, "Asked by a name, or from a page, that is not this server's."),
         (404, "There is no such library or picture."),
+        (409, "The library is being indexed already."),
         (410, "The picture is gone, or cannot be read any more."),
         (413, "The body is too large."),
         (422, "A parameter is out of its range."),

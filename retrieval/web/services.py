@@ -11,6 +11,7 @@ from anyio import CapacityLimiter
 from fastapi import Depends, Request
 
 from mmsearch.retrieval.web.explanations import Explanations
+from mmsearch.retrieval.web.indexing import Runs
 from mmsearch.retrieval.web.metrics import Metrics
 from mmsearch.retrieval.web.settings import Settings
 from mmsearch.retrieval.web.shelf import Shelf
@@ -30,6 +31,7 @@ class Services:
         metrics: what is counted.
         threads: how much runs beside the event loop at a time, and is not answered in batches.
         explanations: why pictures match, the latest of them kept.
+        runs: indexing, where it is allowed.
     """
 
     shelf: Shelf
@@ -37,6 +39,7 @@ class Services:
     metrics: Metrics
     threads: CapacityLimiter
     explanations: Explanations
+    runs: Runs
 
     async def in_thread(self, work: Callable[[], _Told]) -> _Told:
         """Run what takes long beside the event loop, a few at a time."""

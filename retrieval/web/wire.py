@@ -15,8 +15,11 @@ __all__ = [
     "REFERENCE",
     "Answer",
     "Explained",
+    "ExportForm",
     "Failure",
     "Health",
+    "IndexRequest",
+    "Indexing",
     "Item",
     "LibraryStatus",
     "RecommendRequest",
@@ -143,6 +146,44 @@ class RecommendRequest(Parameters):
     diversity: float = Field(0.0, ge=0, le=1)
     strategy: Strategy = Strategy.AVERAGE
     half_life_days: float = Field(30.0, gt=0)
+
+
+class ExportForm(Parameters):
+    """Pictures to take away."""
+
+    items: list[str] = Field(min_length=1, description="Each `NAME/ID`, in their order.")
+    form: Literal["zip", "csv", "json", "html"] = Field(
+        description="`zip`: the files themselves, named by rank. `html`: a contact sheet. `csv`, "
+        "`json`: what is known of them."
+    )
+
+
+class IndexRequest(Parameters):
+    """What shall be indexed again."""
+
+    library: str = Field(description="The library's name.")
+
+
+class Indexed(BaseModel):
+    """How far the indexing of a library is, and what the last run of this server did."""
+
+    library: str
+    running: bool
+    stage: str | None = Field(
+        description="`scan`, `pictures`, `describe`, `captions`, `names` or `index`."
+    )
+    done: int
+    total: int
+    remark: str = Field(description="What holds it up at present; may be empty.")
+    failure: str | None = Field(description="Why the last run failed.")
+    report: dict[str, Any] | None = Field(description="The object of `index --json`.")
+
+
+class Indexing(BaseModel):
+    """Indexing of every library."""
+
+    schema_: int = Field(1, alias="schema")
+    libraries: list[Indexed]
 
 
 class Group(BaseModel):
