@@ -45,10 +45,17 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """How a list is made longer: `ask` returns the first `count` answers, or all there are."""
+    """How a list is made longer.
+
+    Attributes:
+        count: how many answers it has afterwards, if there are as many.
+        ask: returns so many of the first answers.
+        kept: whether it is done even where more are needed, as what it makes is made by no other.
+    """
 
     count: int
     ask: Callable[[int], Awaitable[Results]]
+    kept: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -57,7 +64,7 @@ class _Long:
     results: Results | None = None
     hits: list[Hit] = field(default_factory=list)
     seen: set[tuple[str, str | None]] = field(default_factory=set)
-    made: int = 0
+    made: int = 0  # steps that were done, or passed over
     complete: bool = False
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -72,7 +79,6 @@ class _Long:
                 self.hits.append(replace(hit, rank=len(self.hits) + 1))
             self.seen.add(name)
             self.seen.update((path, hit.caption) for path in hit.others)
-        self.made += 1
 
 
 class LongLists:
@@ -110,10 +116,13 @@ class LongLists:
         end = min(offset + k, self._depth)
         async with long.lock:
             while long.results is None or (len(long.hits) < end and not long.complete):
-                step = steps[long.made]
+                at = long.made
+                while not (steps[at].kept or steps[at].count >= end or at == len(steps) - 1):
+                    at += 1
+                step, long.made = steps[at], at + 1
                 asked = min(step.count, self._depth) + len(without)
                 found = await step.ask(asked)
-                long.extend(found, without)
+                await asyncio.to_thread(long.extend, found, without)
                 last = long.made == len(steps) or step.count >= self._depth
                 long.complete = last or len(found.hits) < asked
         self._forget(key)

@@ -138,8 +138,9 @@ class Served:
         first = FIRST
         if request.get("rerank") is not None:
             first = (request.get("rerank_depth") or RERANKED,)
-        later = (*FURTHER, self.limits.depth)
-        return [*(Step(n, asked) for n in first), *(Step(n, further) for n in later)]
+        steps = [Step(count, asked) for count in first[:-1]]
+        steps.append(Step(first[-1], asked, kept=of_content))
+        return [*steps, *(Step(count, further) for count in (*FURTHER, self.limits.depth))]
 
     async def _beside(self, work: Callable[[], Results]) -> Results:
         """Run what takes long beside the queue, one at a time: short questions go on meanwhile."""

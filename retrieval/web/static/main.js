@@ -19,6 +19,7 @@ const piece = Number(settings.piece);
 let params = new URLSearchParams(location.search);
 let uploads = history.state?.uploads ?? [];
 let asking = new AbortController();
+let looked = -1; // the number of the picture that is, or was last, looked at
 let typed = false; // whether the present entry of the history was made by typing
 
 const told = (text) => {
@@ -46,7 +47,8 @@ const detail = new Detail(by("detail"), {
       params.delete("open");
       history.replaceState(history.state, "", address());
     }
-    if (grid.total) grid.focus(grid.active);
+    // The browser gives the focus back to who opened it; since then others may have been looked at.
+    if (grid.total && looked >= 0) grid.focus(looked);
   },
 });
 
@@ -175,10 +177,11 @@ function addressWithout(name) {
 }
 
 async function turn(step) {
-  const index = grid.active + step;
+  const index = looked + step;
   const item = await grid.item(index);
   if (!item) return;
   grid.activate(index);
+  looked = index;
   if (!grid.inView(index)) scrollTo(0, grid.topOf(index));
   await open(item, stackOf(index), true);
 }
@@ -197,7 +200,7 @@ addEventListener("click", (event) => {
   event.preventDefault();
   const tile = link.closest(".tile");
   if (link.dataset.open) {
-    if (tile) grid.activate(Number(tile.dataset.index));
+    looked = tile ? Number(tile.dataset.index) : -1;
     open(link.dataset.open, tile ? stackOf(Number(tile.dataset.index)) : []);
   } else {
     const fresh = link.dataset.go === "fresh" || link.getAttribute("href") === "/";
@@ -282,5 +285,8 @@ grid.reset(Number(list.dataset.total), drawn);
 decorate();
 if (uploads.length) ask(history.state?.scroll ?? 0);
 else if (offset || history.state?.scroll) scrollTo(0, offset ? grid.topOf(offset) : history.state.scroll);
-if (params.get("open")) detail.adoptDrawn(params.get("open"));
+if (params.get("open")) {
+  looked = grid.indexOf(params.get("open"));
+  detail.adoptDrawn(params.get("open"));
+}
 document.documentElement.classList.add("ready");

@@ -3,7 +3,6 @@
 export class Selection {
   constructor(bar, { most, told }) {
     this.chosen = new Map();
-    this.bar = bar;
     this.count = bar.querySelector("#selected");
     bar.addEventListener("submit", (event) => {
       if (this.chosen.size > most) {
@@ -26,6 +25,7 @@ export class Selection {
     const input = tile.querySelector(".pick input");
     input.removeAttribute("name"); // What is sent is what is chosen, not what is in view.
     input.checked = this.chosen.has(item);
+    tile.classList.toggle("picked", input.checked);
     input.addEventListener("change", () => this.set(item, input.checked));
   }
 
@@ -37,14 +37,19 @@ export class Selection {
     if (yes) this.chosen.set(item, true);
     else this.chosen.delete(item);
     for (const tile of document.querySelectorAll(".tile")) {
-      if (tile.dataset.item === item) tile.querySelector(".pick input").checked = yes;
+      if (tile.dataset.item !== item) continue;
+      tile.querySelector(".pick input").checked = yes;
+      tile.classList.toggle("picked", yes);
     }
     this.tell();
   }
 
   clear() {
     this.chosen.clear();
-    for (const input of document.querySelectorAll(".pick input")) input.checked = false;
+    for (const tile of document.querySelectorAll(".picked")) {
+      tile.classList.remove("picked");
+      tile.querySelector(".pick input").checked = false;
+    }
     this.tell();
   }
 
@@ -54,6 +59,6 @@ export class Selection {
 
   tell() {
     this.count.textContent = `${this.chosen.size.toLocaleString("en")} selected`;
-    this.bar.classList.toggle("full", this.chosen.size > 0);
+    document.body.classList.toggle("choosing", this.chosen.size > 0);
   }
 }
