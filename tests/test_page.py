@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+import mmsearch
 from mmsearch.retrieval.library import Library
 from mmsearch.retrieval.schema import Picture
 
@@ -29,7 +30,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 MMSEARCH = str(Path(sys.executable).with_name("mmsearch"))
-MANY = 1_500
+MANY = 1_000
 DESKTOP, PHONE = (1280, 860), (360, 740)
 CARD = "#grid .tile:not(.waiting)"
 
@@ -102,33 +103,36 @@ def photos(home: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def site(photos: Path, home: Path) -> Iterator[str]:
-    with serving(photos, home) as address:
-        yield address
-
-
-@pytest.fixture(scope="module")
-def large_site(home: Path, photos: Path) -> Iterator[str]:
+def many(home: Path) -> Path:
     """A library of many pictures, none of which is there any more."""
     folder = home / "many"
     folder.mkdir()
+    spec = mmsearch.load_encoder("compact").spec
     generator = np.random.default_rng(7)
-    with Library.open(photos).catalog.snapshot():
-        row = Library.open(photos).catalog.library()
-    assert row.encoder is not None
     library = Library.create(folder)
     with library.catalog.write() as transaction:
-        encoder = transaction.encoder_id(row.encoder, "compact")
+        encoder = transaction.encoder_id(spec, "compact")
         transaction.activate(encoder)
         for i in range(MANY):
-            vector = generator.standard_normal(row.encoder.dim, dtype=np.float32)
+            vector = generator.standard_normal(spec.dim, dtype=np.float32)
             content = generator.bytes(32)
             picture = Picture(
                 f"a/IMG_{i:05}.jpg", 9, i, content, "JPEG", 40, 30, 1, None, None, None, None, ""
             )
             transaction.put_file(picture, encoder, vector / np.linalg.norm(vector))
     library.close()
-    with serving(folder, home) as address:
+    return folder
+
+
+@pytest.fixture(scope="module")
+def site(photos: Path, home: Path) -> Iterator[str]:
+    with serving(photos, home) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def large_site(many: Path, home: Path) -> Iterator[str]:
+    with serving(many, home) as address:
         yield address
 
 
@@ -177,7 +181,7 @@ def visit(browser, site) -> Iterator[Callable]:
 
 
 def until(page, expression: str, argument: object = None, seconds: float = 20) -> None:
-    """Wait until an expression holds; Playwright's own way needs an `eval` that the page forbids."""
+    """Wait until an expression holds; Playwright's own way needs what the page forbids."""
     end = time.monotonic() + seconds
     while not page.evaluate(expression, argument):
         assert time.monotonic() < end, expression
@@ -472,6 +476,8 @@ def test_no_serious_fault_of_accessibility(visit, scheme, size):
     check("detail")
     page.keyboard.press("Escape")
     page.locator("#detail[open]").wait_for(state="detached")
+    if (size, scheme) in {(DESKTOP, "dark"), (PHONE, "light")}:
+        return  # What follows has no colours and no places of its own.
     page.click("#help-button")
     check("help")
     page.keyboard.press("Escape")

@@ -131,19 +131,21 @@ class PageState(BaseModel):
         asks = with_pictures or bool(self.words or self.like or self.dislike)
         if sort is None and not asks:
             sort, reverse = SortKey.DATE, True
-        return SearchParameters(
-            q=self.q.strip() or None,
-            like=self.like,
-            dislike=self.dislike,
-            library=self.library,
-            where=None if where is None else str(where),
-            sort=sort,
-            reverse=reverse,
-            all=self.all,
-            group=not self.single,
-            rerank=self.rerank or None,
-            k=k,
-            offset=offset,
+        return SearchParameters.model_validate(
+            {
+                "q": self.q.strip() or None,
+                "like": self.like,
+                "dislike": self.dislike,
+                "library": self.library,
+                "where": None if where is None else str(where),
+                "sort": sort,
+                "reverse": reverse,
+                "all": self.all,
+                "group": not self.single,
+                "rerank": self.rerank or None,
+                "k": k,
+                "offset": offset,
+            }
         )
 
     def chips(self) -> Iterator[Chip]:

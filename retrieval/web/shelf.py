@@ -135,9 +135,9 @@ class Served:
         if of_content and request.get("sort") is not None:
             # What is in another order than the best first has no further answers.
             return [Step(SORTED, asked)]
-        first = FIRST
+        first = [*FIRST]
         if request.get("rerank") is not None:
-            first = (request.get("rerank_depth") or RERANKED,)
+            first = [request.get("rerank_depth") or RERANKED]
         steps = [Step(count, asked) for count in first[:-1]]
         steps.append(Step(first[-1], asked, kept=of_content))
         return [*steps, *(Step(count, further) for count in (*FURTHER, self.limits.depth))]
