@@ -340,6 +340,15 @@ def test_a_server_that_goes_down_stops_indexing(served, tmp_path, encoder, monke
     assert "went down" in told["failure"]
 
 
+def test_where_a_library_lies_is_told_on_this_machine_only(served, tmp_path):
+    for host, told in (("127.0.0.1", True), ("0.0.0.0", False)):
+        client = served(host=host)
+        item = items(client)["blue.png"]
+        detail = client.get("/page/item", params={"item": item}).text
+        assert (str(tmp_path) in detail) is told
+        assert "blue.png" in detail
+
+
 def test_the_address_says_what_is_asked():
     state = PageState(q=" a dog ", after="2023-06", camera='fu"ji', shape="portrait", like=["a/1"])
     asked = state.asked(10, 20)
@@ -354,6 +363,9 @@ def test_the_address_says_what_is_asked():
         "camera fuji",
         "shape portrait",
     ]
+    assert state.turned("a/1", False).endswith(
+        "dislike=a%2F1&after=2023-06&camera=fu%22ji&shape=portrait"
+    )
     nothing = PageState().asked(10, 0)
     assert (nothing.sort, nothing.reverse) == (SortKey.DATE, True)
     assert PageState(q="after:2020").asked(10, 0).sort is SortKey.DATE

@@ -57,13 +57,14 @@ def hit_view(hit: dict[str, Any], *, several: bool) -> dict[str, Any]:
     }
 
 
-def item_view(served: Served, item: Item, *, there: bool) -> dict[str, Any]:
+def item_view(served: Served, item: Item, *, there: bool, here: bool) -> dict[str, Any]:
     """Return what a template shows of one picture.
 
     Args:
         served: its library.
         item: what is known of it.
         there: whether its file is still there.
+        here: whether who looks at it sits at this machine, where its folder means something.
     """
     picture = item.picture
     path = readable(picture.path)
@@ -73,7 +74,7 @@ def item_view(served: Served, item: Item, *, there: bool) -> dict[str, Any]:
     return {
         "library": served.name,
         "path": path,
-        "file": readable(str(served.root / picture.path)),
+        "file": readable(str(served.root / picture.path)) if here else path,
         "name": path.rpartition("/")[2],
         "there": there,
         "taken": None if picture.taken_at is None else f"{picture.taken_at:%Y-%m-%d %H:%M}",

@@ -23,6 +23,7 @@ from mmsearch.retrieval.web.files import located_item
 from mmsearch.retrieval.web.page_state import PageState
 from mmsearch.retrieval.web.routes_search import pictures_of
 from mmsearch.retrieval.web.services import Given, Services
+from mmsearch.retrieval.web.settings import is_loopback
 from mmsearch.retrieval.web.wire import ITEM, REFERENCE
 
 __all__ = ["router"]
@@ -207,7 +208,8 @@ async def _detail(services: Services, state: PageState, item: str) -> dict[str, 
     try:
         served, found = located_item(services.shelf, item)
         there = await asyncio.to_thread(is_there, served.root, found.picture.path)
-        told |= item_view(served, found, there=there)
+        here = is_loopback(services.settings.host)
+        told |= item_view(served, found, there=there, here=here)
         told["concepts"] = state.concepts
     except MmsearchError as error:
         told["failure"] = str(error)

@@ -86,6 +86,14 @@ class PageState(BaseModel):
                 pairs.append((name, "1" if value is True else str(value)))
         return f"/?{urlencode(pairs, errors='replace')}" if pairs else "/"
 
+    def turned(self, item: str, towards: bool) -> str:
+        """Return the address of this question turned towards a picture, or away from it."""
+        like, dislike = (
+            [each for each in items if each != item] for items in (self.like, self.dislike)
+        )
+        (like if towards else dislike).append(item)
+        return self.url(like=like, dislike=dislike)
+
     @property
     def words(self) -> str:
         """The question without the filters in it.

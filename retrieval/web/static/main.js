@@ -18,6 +18,7 @@ const piece = Number(settings.piece);
 
 let params = new URLSearchParams(location.search);
 let uploads = history.state?.uploads ?? [];
+let shown = { params, uploads }; // what the pictures in the grid answer
 let asking = new AbortController();
 let looked = -1; // the number of the picture that is, or was last, looked at
 let typed = false; // whether the present entry of the history was made by typing
@@ -30,7 +31,7 @@ const selection = new Selection(by("selection"), { most: Number(settings.export)
 
 const grid = new Grid(list, {
   piece,
-  load: (offset, signal) => answer(params, offset, pictures(uploads), signal),
+  load: (offset, signal) => answer(shown.params, offset, pictures(shown.uploads), signal),
   made: (tile, item) => selection.adopt(tile, item),
   failed: (error) => told(error.message),
 });
@@ -84,6 +85,8 @@ async function ask(scroll = 0) {
     const found = await answer(params, 0, pictures(uploads), signal);
     if (signal.aborted) return;
     question.innerHTML = found.question;
+    shown = { params, uploads };
+    looked = -1;
     decorate();
     grid.reset(found.total, found.tiles);
     scrollTo(0, scroll);
@@ -217,7 +220,9 @@ addEventListener("popstate", async (event) => {
   if (!opened) detail.close();
   typed = false;
   if (withoutOpen().toString() !== before || had.join() !== uploads.join()) await ask(event.state?.scroll ?? 0);
-  if (opened && detail.item !== opened) await detail.show(opened, params, []);
+  if (!opened || detail.item === opened) return;
+  looked = grid.indexOf(opened);
+  await detail.show(opened, params, []);
 });
 
 // Keys and buttons that act on one picture; false where the key means nothing.
