@@ -130,7 +130,9 @@ def test_exports_hold_text_as_text(served):
     rows = [*csv.DictReader(io.StringIO(export("csv").text, newline=""))]
     assert [row["path"] for row in rows] == order
     assert json.loads(rows[0]["captions"]) == [SCRIPT]
-    pictures = export("json").json()["pictures"]
+    joined = ",".join(known[name] for name in order)
+    together = client.post("/api/v1/export", data={"items": joined, "form": "json"})
+    pictures = together.json()["pictures"]
     assert [picture["path"] for picture in pictures] == order
     assert [picture["rank"] for picture in pictures] == [1, 2, 3]
     assert pictures[0]["captions"] == [SCRIPT]
@@ -275,6 +277,34 @@ def test_pages_of_an_answer_fit_together_without_what_is_left_out(served):
         asked = {"q": "red", "all": True, "k": 1, "offset": offset, "dislike": left}
         paths += [h["path"] for h in client.get("/api/v1/search", params=asked).json()["results"]]
     assert sorted(paths) == sorted(set(known) - {"=1+1.jpg"})
+
+
+def test_several_libraries_are_one_answer_or_chosen(served, tmp_path, encoder):
+    other = tmp_path / "other photos"
+    draw(other / "crimson.jpg", "red", (60, 40))
+    draw(other / "night.jpg", "black", (61, 40))
+    index(other, model=encoder)
+    app = create_app([tmp_path / "photos", other], Settings())
+    with TestClient(app, base_url="http://127.0.0.1") as client:
+        page = client.get("/").text
+        assert page.count('class="tile') == 6
+        assert "6 pictures" in page
+        assert 'name="library" value="other-photos"' in page
+        assert "photos · " in page
+        chosen = client.get("/", params={"library": "other-photos"}).text
+        assert chosen.count('class="tile') == 2
+        assert "in other-photos" in chosen
+        # Pages of both fit together, and what is liked in one is left out of it.
+        crimson = re.search(r'data-item="(other-photos/\d+)"[^<]*<[^<]*<img[^>]*crimson', page)
+        assert crimson is not None
+        seen = []
+        for offset in range(0, 6, 2):
+            asked = {"like": crimson[1], "k": 2, "offset": offset, "single": "1"}
+            piece = client.get("/page/answer", params=asked).json()
+            assert piece["total"] == 5
+            seen += [re.search(r'data-item="([^"]+)"', tile)[1] for tile in piece["tiles"]]
+        assert len(set(seen)) == 5
+        assert crimson[1] not in seen
 
 
 def test_near_duplicates_are_told_with_their_keys(served, tmp_path, encoder):

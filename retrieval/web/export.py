@@ -50,7 +50,8 @@ class Export:
             UnknownLibrary: no library has that name.
             NoSuchItem: there is no such picture.
         """
-        names = list(dict.fromkeys(items))
+        # Forms have a bounded number of fields, and a field a bounded length.
+        names = list(dict.fromkeys(name for field in items for name in field.split(",")))
         if len(names) > limits.export_items:
             raise QueryError(
                 f"No more than {limits.export_items:,} pictures are exported at a time, not "

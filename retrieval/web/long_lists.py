@@ -1,8 +1,8 @@
 """Long answers that pages are cut from: made a piece at a time, kept until the library changes.
 
-The first answers of a question are those that were asked for, grouped, spread or reranked. Of what
-follows only the order counts: to compare each of 50,000 answers with all before it would take
-minutes, and nobody looks that far for near-duplicates.
+The first answers of a question are those that were asked for, grouped, spread or reranked, words
+fused in. Of what follows only what vectors say counts: to compare each of 50,000 answers with all
+before it would take minutes, and nobody looks that far for near-duplicates.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class _Long:
             name = hit.path, hit.caption
             # What was shown as another's near-duplicate is not shown again.
             if hit.id not in without and name not in self.seen:
-                self.hits.append(replace(hit, rank=len(self.hits) + 1))
+                self.hits.append(hit)
             self.seen.add(name)
             self.seen.update((path, hit.caption) for path in hit.others)
 
@@ -127,7 +127,8 @@ class LongLists:
                 long.complete = last or len(found.hits) < asked
         self._forget(key)
         count = min(len(long.hits), self._depth)
-        hits = tuple(long.hits[offset : min(end, count)])
+        rows = long.hits[offset : min(end, count)]
+        hits = tuple(replace(hit, rank=rank) for rank, hit in enumerate(rows, offset + 1))
         return Page(replace(long.results, hits=hits), count if long.complete else None)
 
     def _forget(self, kept: str) -> None:

@@ -90,7 +90,8 @@ class Served:
         """Return answers `offset + 1` to `offset + k` of a question.
 
         They come from one long list, so that pages fit together; it is kept while the library
-        stays as it is. Further answers than the first are neither grouped nor spread.
+        stays as it is. Further answers than the first are neither grouped
+        nor spread, and words in captions and names do not count for them.
 
         Args:
             request: the question; its `k` does not count.
@@ -123,7 +124,7 @@ class Served:
 
     def _steps(self, request: Request) -> list[Step]:
         plain = request | {"group": False, "diversity": 0.0, "rerank": None, "rerank_depth": None}
-        plain |= {"rerank_budget_ms": None}
+        plain |= {"rerank_budget_ms": None, "words": False}
 
         async def asked(count: int) -> Results:
             return await self.search(request | {"k": count})

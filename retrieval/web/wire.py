@@ -52,8 +52,8 @@ class Paged(Parameters):
         ge=0,
         description="Skip as many answers. With it, even 0, answers are those of one long list "
         "that is kept, so that pages fit together. The first 500 are grouped and spread as asked "
-        "(50, or `rerank_depth`, are reranked); what follows has the plain order. Answers to words "
-        "that are put in another order with `sort` end after 1,000.",
+        "(50, or `rerank_depth`, are reranked); what follows has the order of vectors alone. Answers to "
+        "words that are put in another order with `sort` end after 1,000.",
     )
     library: list[str] = Field(
         default_factory=list, description="Names of libraries; all of them if none is given."
@@ -151,7 +151,11 @@ class RecommendRequest(Parameters):
 class ExportForm(Parameters):
     """Pictures to take away."""
 
-    items: list[str] = Field(min_length=1, description="Each `NAME/ID`, in their order.")
+    items: list[str] = Field(
+        min_length=1,
+        description="Pictures in their order, each `NAME/ID`; several may stand in one field, with "
+        "commas between them.",
+    )
     form: Literal["zip", "csv", "json", "html"] = Field(
         description="`zip`: the files themselves, named by rank. `html`: a contact sheet. `csv`, "
         "`json`: what is known of them."

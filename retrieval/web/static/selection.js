@@ -10,12 +10,9 @@ export class Selection {
         told(`At most ${most.toLocaleString("en")} pictures can be exported at a time.`);
         return;
       }
-      const inputs = [...this.chosen.keys()].map((item) => {
-        const input = document.createElement("input");
-        Object.assign(input, { type: "hidden", name: "items", value: item });
-        return input;
-      });
-      bar.querySelector(".chosen").replaceChildren(...inputs);
+      const input = document.createElement("input");
+      Object.assign(input, { type: "hidden", name: "items", value: [...this.chosen.keys()].join() });
+      bar.querySelector(".chosen").replaceChildren(input);
     });
     bar.querySelector("#unselect").addEventListener("click", () => this.clear());
   }
