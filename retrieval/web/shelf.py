@@ -90,8 +90,8 @@ class Served:
         """Return answers `offset + 1` to `offset + k` of a question.
 
         They come from one long list, so that pages fit together; it is kept while the library
-        stays as it is. Further answers than the first are neither grouped
-        nor spread, and words in captions and names do not count for them.
+        stays as it is. Further answers than the first are neither grouped nor spread, and words in
+        captions and names do not count for them.
 
         Args:
             request: the question; its `k` does not count.

@@ -52,8 +52,8 @@ class Paged(Parameters):
         ge=0,
         description="Skip as many answers. With it, even 0, answers are those of one long list "
         "that is kept, so that pages fit together. The first 500 are grouped and spread as asked "
-        "(50, or `rerank_depth`, are reranked); what follows has the order of vectors alone. Answers to "
-        "words that are put in another order with `sort` end after 1,000.",
+        "(50, or `rerank_depth`, are reranked); what follows has the order of vectors alone. "
+        "Answers to words that are put in another order with `sort` end after 1,000.",
     )
     library: list[str] = Field(
         default_factory=list, description="Names of libraries; all of them if none is given."
