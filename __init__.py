@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mmsearch.errors import MmsearchError
+    from mmsearch.retrieval.client import AsyncClient, Client
     from mmsearch.retrieval.encoders import Encoder, load_encoder
     from mmsearch.retrieval.engine import SearchEngine
     from mmsearch.retrieval.engine import open_engine as open
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "AsyncClient",
+    "Client",
     "Encoder",
     "Explanation",
     "Hit",
@@ -57,6 +60,8 @@ __all__ = [
 ]
 
 _ORIGIN = {
+    "AsyncClient": ("mmsearch.retrieval.client", "AsyncClient"),
+    "Client": ("mmsearch.retrieval.client", "Client"),
     "Encoder": ("mmsearch.retrieval.encoders", "Encoder"),
     "Explanation": ("mmsearch.retrieval.explanation", "Explanation"),
     "Hit": ("mmsearch.retrieval.schema", "Hit"),

@@ -20,6 +20,7 @@ from mmsearch.retrieval.commands.explain import explain
 from mmsearch.retrieval.commands.export import export
 from mmsearch.retrieval.commands.import_ import import_
 from mmsearch.retrieval.commands.index import index
+from mmsearch.retrieval.commands.mcp import mcp
 from mmsearch.retrieval.commands.migrate import migrate
 from mmsearch.retrieval.commands.models import models
 from mmsearch.retrieval.commands.optimize import optimize
@@ -96,6 +97,7 @@ for command in (
     recommend,
     browse,
     serve,
+    mcp,
     similar,
     caption,
     explain,

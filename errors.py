@@ -13,7 +13,13 @@ A message says what happened, what was expected and what to do about it; faces p
   x ModelError            an encoder is unknown, incomplete or altered
   x TrainingError         a training cannot start or go on
   x QueryError            the question itself cannot be asked (also a ValueError)
+    - RequestTooLarge     what is sent is more than a server takes
   x MediaError            one picture cannot be read; carries the `kind` of the problem
+  x ServerError           a server did not answer as one should
+    - ServerUnreachable   nobody answers there, or not in time
+    - TokenRefused        it asks for a token, or for another one
+    - ServerBusy          too much is asked of it; carries the `seconds` to wait
+    - NotServed           it has no such library or picture
   x MissingExtra          an optional dependency is not installed (also an ImportError)
 """
 
@@ -32,9 +38,15 @@ __all__ = [
     "MmsearchError",
     "ModelError",
     "ModelMismatch",
+    "NotServed",
     "QueryError",
+    "RequestTooLarge",
+    "ServerBusy",
+    "ServerError",
+    "ServerUnreachable",
     "SourceError",
     "StorageError",
+    "TokenRefused",
     "TrainingError",
     "quoted",
 ]
@@ -91,6 +103,38 @@ class QueryError(MmsearchError, ValueError):
     """The question itself cannot be asked."""
 
     exit_code = 2
+
+
+class RequestTooLarge(QueryError):
+    """What is sent, a picture most often, is more than a server takes."""
+
+
+class ServerError(MmsearchError):
+    """A server did not answer as one should."""
+
+
+class ServerUnreachable(ServerError):
+    """Nobody answers at an address, or not in time."""
+
+
+class TokenRefused(ServerError):
+    """A server asks for a token, or for another one."""
+
+
+class ServerBusy(ServerError):
+    """Too much is asked of a server at once.
+
+    Attributes:
+        seconds: when it may be asked again.
+    """
+
+    def __init__(self, message: str, seconds: float) -> None:
+        super().__init__(message)
+        self.seconds = seconds
+
+
+class NotServed(ServerError):
+    """A server has no such library or picture."""
 
 
 class MediaError(MmsearchError):

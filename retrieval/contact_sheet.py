@@ -101,11 +101,14 @@ def contact_sheet(results: Results, folder: Path) -> str:
     """
     asked = _told(results.query)
     count = len(results.hits)
-    about = f"{count:,} of {results.considered:,} · {results.library.name}"
+    about = f"{count:,} of {results.considered:,} · {results.title}"
     if results.rerank is not None:
         about += f" · {described_reranking(results.rerank)}"
     files = ((row_of(hit), results.file(hit)) for hit in results.hits)
-    return "".join(sheet(asked, about, ((row, file, _link(file, folder)) for row, file in files)))
+    # What a server found is here for the moment only.
+    linked = results.library is not None
+    pictures = ((row, file, _link(file, folder) if linked else None) for row, file in files)
+    return "".join(sheet(asked, about, pictures))
 
 
 def sheet(

@@ -95,7 +95,12 @@ def _score(hit: Hit) -> str:
 
 
 def record_of(results: Results, hit: Hit) -> dict[str, Any]:
-    """Return what programs read about a hit: its JSON fields and `file`, its absolute path."""
+    """Return what programs read about a hit: its JSON fields and `file`, its absolute path.
+
+    What a server found has no file here, but the library's name and the picture's id.
+    """
+    if results.library is None:
+        return hit.to_json()
     return hit.to_json() | {"file": str(results.file(hit))}
 
 
@@ -116,9 +121,9 @@ def cells_of(record: dict[str, Any], names: Iterable[str]) -> list[str]:
 
 def each_picture_once(results: Results) -> list[Hit]:
     """Return the best hit of each picture, best first: several captions may have found one."""
-    best: dict[str, Hit] = {}
+    best: dict[tuple[str | None, str], Hit] = {}
     for hit in results.hits:
-        best.setdefault(hit.path, hit)
+        best.setdefault((hit.library, hit.path), hit)
     return list(best.values())
 
 
@@ -126,8 +131,11 @@ def shell_path(results: Results, hit: Hit, working: Path) -> str:
     """Return a path that a program started in `working` can open.
 
     It is relative to `working` where the library is that folder or lies below it, else absolute,
-    and never begins with a dash, which would read as an option.
+    and never begins with a dash, which would read as an option. What a server found is told from
+    its library's folder on.
     """
+    if results.library is None:
+        return f"./{hit.path}" if hit.path.startswith("-") else hit.path
     try:
         relative = os.fspath(results.library.relative_to(working) / hit.path)
     except ValueError:

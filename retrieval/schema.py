@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from dataclasses import fields as dataclass_fields
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
+
+from mmsearch.errors import LibraryError
 
 __all__ = [
     "GENERATED",
@@ -193,6 +196,11 @@ class QueryPart:
         asked = {"image": self.image} if self.text is None else {"text": self.text}
         return asked | {"weight": self.weight}
 
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> QueryPart:
+        """Return what `to_json` told."""
+        return cls(fields.get("text"), fields.get("image"), float(fields["weight"]))
+
 
 @dataclass(frozen=True, slots=True)
 class Query:
@@ -223,6 +231,24 @@ class Query:
         if self.fusion is not None:
             return {"parts": [part.to_json() for part in self.parts], "fusion": self.fusion}
         return self.text or "" if self.image is None else {"image": self.image}
+
+    @staticmethod
+    def from_json(told: str | dict[str, Any], to: Target | str = Target.IMAGES) -> Query:
+        """Return the question that `to_json` told, a taste where it is one.
+
+        Args:
+            told: the value of `query`.
+            to: that of `to`, which stands beside it.
+        """
+        if isinstance(told, str):
+            # Where nothing but a filter was asked there are no words.
+            return Query((QueryPart(text=told),) if told else (), Target(to))
+        if "image" in told:
+            return Query((QueryPart(image=told["image"]),), Target(to))
+        if "basis" in told:
+            return _taste(told)
+        parts = tuple(QueryPart.from_json(part) for part in told["parts"])
+        return Query(parts, Target(to), Fusion(told["fusion"]))
 
 
 class Strategy(StrEnum):
@@ -287,6 +313,20 @@ class TasteQuery(Query):
         }
 
 
+def _taste(told: dict[str, Any]) -> TasteQuery:
+    half_life = told["half_life_days"]
+    return TasteQuery(
+        like=tuple(told["like"]),
+        dislike=tuple(told["dislike"]),
+        history=tuple((seen["item"], float(seen["age_days"])) for seen in told["history"]),
+        strategy=Strategy(told["strategy"]),
+        half_life=math.inf if half_life is None else float(half_life),
+        diversity=float(told["diversity"]),
+        basis=Basis(told["basis"]),
+        ignored=tuple(told["ignored"]),
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Hit:
     """One answer.
@@ -307,6 +347,7 @@ class Hit:
         rerank_score: what a reranker said of it, higher is better, where one read it: comparable
             with those of the same answer only.
         first_rank: its rank, from 1, before that.
+        library: the name of the library it is in, where a server answered.
     """
 
     rank: int
@@ -321,12 +362,20 @@ class Hit:
     others: tuple[str, ...] = ()
     rerank_score: float | None = None
     first_rank: int | None = None
+    library: str | None = None
+
+    @property
+    def item(self) -> str | None:
+        """What names it to the server that answered: `NAME/ID`."""
+        return None if self.library is None else f"{self.library}/{self.id}"
 
     def to_json(self) -> dict[str, Any]:
         """Return one element of `results` in `query --json`."""
+        fields: dict[str, Any] = {"rank": self.rank}
+        if self.library is not None:
+            fields |= {"library": self.library, "id": self.id}
         # Where nothing but a filter was asked there is no score, and JSON has no NaN.
-        score = None if math.isnan(self.score) else self.score
-        fields: dict[str, Any] = {"rank": self.rank, "path": self.path, "score": score}
+        fields |= {"path": self.path, "score": None if math.isnan(self.score) else self.score}
         if self.match is not None:
             fields["p_match"] = round(self.match, 4)
         if self.rerank_score is not None:
@@ -340,6 +389,26 @@ class Hit:
             "width": self.width,
             "height": self.height,
         }
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> Hit:
+        """Return what `to_json` told; what it left out of the answer of a folder, the id, is 0."""
+        taken, score, match = fields["taken"], fields["score"], fields.get("p_match")
+        return cls(
+            rank=fields["rank"],
+            id=fields.get("id", 0),
+            path=fields["path"],
+            score=math.nan if score is None else float(score),
+            caption=fields.get("caption"),
+            taken_at=None if taken is None else datetime.fromisoformat(taken),
+            width=fields["width"],
+            height=fields["height"],
+            match=None if match is None else float(match),
+            others=tuple(fields.get("group", {}).get("others", ())),
+            rerank_score=fields.get("rerank_score"),
+            first_rank=fields.get("first_rank"),
+            library=fields.get("library"),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -381,12 +450,19 @@ class Reranking:
             "took_ms": round(self.took_ms, 2),
         }
 
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> Reranking:
+        """Return what `to_json` told."""
+        return cls(**{each.name: fields[each.name] for each in dataclass_fields(cls)})
+
 
 @dataclass(frozen=True, slots=True)
 class Results:
     """The answer to one query.
 
     Attributes:
+        library: the folder that was indexed; None where a server answered, whose folders are not
+            here.
         hits: best first.
         exact: whether every candidate was compared; otherwise some may have been missed.
         recall: the share (0 to 1) of the true first ten that the index finds, as measured.
@@ -397,10 +473,12 @@ class Results:
         nearest: where nothing is above the cut, what comes nearest.
         where: the filter, as `--where` reads it.
         rerank: what a reranker did, where one was asked.
+        libraries: where a server answered, the names of the libraries that were asked.
+        offset: how many answers come before these, where pages were asked for.
     """
 
     query: Query
-    library: Path
+    library: Path | None
     model: str
     hits: tuple[Hit, ...]
     exact: bool
@@ -412,19 +490,40 @@ class Results:
     nearest: Hit | None = None
     where: str | None = None
     rerank: Reranking | None = None
+    libraries: tuple[str, ...] = ()
+    offset: int = 0
     schema: int = field(default=1, init=False)
 
+    @property
+    def title(self) -> str:
+        """What people call what was asked: a folder's name, or those of a server's libraries."""
+        return ", ".join(self.libraries) if self.library is None else self.library.name
+
     def file(self, hit: Hit) -> Path:
-        """Return the absolute path of a hit's picture."""
+        """Return the absolute path of a hit's picture.
+
+        Raises:
+            LibraryError: it is on a server.
+        """
+        if self.library is None:
+            raise LibraryError(
+                f"{hit.path} is on a server. Get it with the client: client.original({hit.item!r})"
+            )
         return self.library / hit.path
 
     def to_json(self) -> dict[str, Any]:
         """Return the object that `query --json` prints."""
+        if self.library is None:
+            alone = self.libraries[0] if len(self.libraries) == 1 else None
+            served = {"libraries": list(self.libraries), "offset": self.offset}
+        else:
+            alone, served = str(self.library), {}
         return {
             "schema": self.schema,
             "query": self.query.to_json(),
             "to": self.query.to.value,
-            "library": str(self.library),
+            "library": alone,
+            **served,
             "model": self.model,
             "search": "exact" if self.exact else "approximate",
             "recall": self.recall,
@@ -437,3 +536,25 @@ class Results:
             "nearest": None if self.nearest is None else self.nearest.to_json(),
             "results": [hit.to_json() for hit in self.hits],
         }
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> Results:
+        """Return what `to_json` told, of a folder or of a server."""
+        served, rerank, nearest = fields.get("libraries"), fields["rerank"], fields["nearest"]
+        return cls(
+            query=Query.from_json(fields["query"], fields["to"]),
+            library=Path(fields["library"]) if served is None else None,
+            model=fields["model"],
+            hits=tuple(Hit.from_json(hit) for hit in fields["results"]),
+            exact=fields["search"] == "exact",
+            took_ms=float(fields["took_ms"]),
+            considered=fields["considered"],
+            adapter=fields["adapter"],
+            recall=fields["recall"],
+            cut=fields["cut"],
+            nearest=None if nearest is None else Hit.from_json(nearest),
+            where=fields["where"],
+            rerank=None if rerank is None else Reranking.from_json(rerank),
+            libraries=tuple(served or ()),
+            offset=fields.get("offset", 0),
+        )

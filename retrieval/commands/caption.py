@@ -8,17 +8,22 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mmsearch.retrieval.commands.options import (
+    EXIT_NOTHING_MATCHED,
     Json,
     LibraryOption,
     Rerank,
+    ServerOption,
+    TokenOption,
     chosen_library,
     path_argument,
 )
+from mmsearch.retrieval.commands.remote import Remote, chosen_server, picture_of
 from mmsearch.retrieval.commands.showing import print_table
 from mmsearch.retrieval.terminal import print_json, printable, read_large_pictures, say
 
 if TYPE_CHECKING:
     from mmsearch.retrieval.encoders import Encoder
+    from mmsearch.retrieval.schema import Results
 
 __all__ = ["caption"]
 
@@ -50,6 +55,8 @@ def caption(
     k: Annotated[int, typer.Option("-k", help="How many answers.")] = 5,
     rerank: Rerank = None,
     library: LibraryOption = None,
+    server: ServerOption = None,
+    token: TokenOption = None,
     as_json: Json = False,
 ) -> None:
     """Say what a picture shows: the best captions of a library, or tags from a vocabulary.
@@ -61,19 +68,49 @@ def caption(
               mmsearch caption dog.jpg --tags
               mmsearch caption dog.jpg --vocabulary breeds.txt -k 1
     """  # noqa: D301 (the backspace keeps the lines apart)
-    from mmsearch.errors import LibraryNotFound, QueryError
-    from mmsearch.retrieval.encoders import DEFAULT_MODEL, load_encoder
-    from mmsearch.retrieval.engine import open_engine
-    from mmsearch.retrieval.schema import Target
+    from mmsearch.errors import QueryError
 
     if k < 1:
         raise QueryError(f"-k must be at least 1, not {k}.")
     read_large_pictures()
     tags = tags or vocabulary is not None
+    if tags and server is not None:
+        raise QueryError("Tags are found on this machine: leave --server away.")
+    there = None if tags else chosen_server(server, token, library)
     if model is not None and not tags:
         raise QueryError("--model finds tags: a library's captions are compared with its own.")
     if rerank is not None and tags:
         raise QueryError("--rerank reads a library's captions again, not tags: give one of both.")
+    if there is not None:
+        _ask_there(there, image, k, rerank, as_json)
+        return
+    _ask_here(image, tags, vocabulary, model, k, rerank, library, as_json)
+
+
+def _ask_there(there: Remote, image: Path, k: int, rerank: str | None, as_json: bool) -> None:
+    with there.client() as client:
+        results = client.caption(picture_of(image), k, rerank=rerank, library=there.library)
+    _print(results, as_json)
+    if not results.hits:
+        say("No captions there. Tags, found on this machine: mmsearch caption IMAGE --tags")
+        raise typer.Exit(EXIT_NOTHING_MATCHED)
+
+
+def _ask_here(
+    image: Path,
+    tags: bool,
+    vocabulary: Path | None,
+    model: str | None,
+    k: int,
+    rerank: str | None,
+    library: Path | None,
+    as_json: bool,
+) -> None:
+    from mmsearch.errors import LibraryNotFound
+    from mmsearch.retrieval.encoders import DEFAULT_MODEL, load_encoder
+    from mmsearch.retrieval.engine import open_engine
+    from mmsearch.retrieval.schema import Target
+
     if tags and (model is not None or library is None):
         encoder = load_encoder(model or DEFAULT_MODEL, asking=True)
         _print_tags(image, encoder, vocabulary, k, as_json)
@@ -86,16 +123,19 @@ def caption(
         return
     with open_engine(path, device="cpu") as engine:
         if not tags and engine.library.catalog.counts().captions:
-            results = engine.search(image=image, to=Target.CAPTIONS, k=k, rerank=rerank)
-            if as_json:
-                print_json(results.to_json())
-            else:
-                print_table(results)
+            _print(engine.search(image=image, to=Target.CAPTIONS, k=k, rerank=rerank), as_json)
             return
         encoder = engine.encoder
     if not tags:
         say(f"This library has no captions; tags instead{_unranked(rerank)}.")
     _print_tags(image, encoder, vocabulary, k, as_json)
+
+
+def _print(results: Results, as_json: bool) -> None:
+    if as_json:
+        print_json(results.to_json())
+    else:
+        print_table(results)
 
 
 def _unranked(rerank: str | None) -> str:

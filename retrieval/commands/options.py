@@ -14,10 +14,13 @@ __all__ = [
     "EXIT_INTERRUPTED",
     "EXIT_NEEDS_ATTENTION",
     "EXIT_NOTHING_MATCHED",
+    "TOKEN_VARIABLE",
     "Json",
     "LibraryOption",
     "Rerank",
     "RerankDepth",
+    "ServerOption",
+    "TokenOption",
     "chosen_library",
     "described_search",
     "milliseconds_argument",
@@ -27,6 +30,8 @@ __all__ = [
 EXIT_NOTHING_MATCHED = 3
 EXIT_NEEDS_ATTENTION = 4
 EXIT_INTERRUPTED = 130
+
+TOKEN_VARIABLE = "MMSEARCH_TOKEN"
 
 
 def path_argument(text: str) -> Path:
@@ -46,6 +51,24 @@ LibraryOption = Annotated[
         metavar="FOLDER",
         help="The folder that was indexed. Without it: $MMSEARCH_LIBRARY, the nearest library "
         "here or above, the only one just below, or the one indexed last.",
+    ),
+]
+
+ServerOption = Annotated[
+    str | None,
+    typer.Option(
+        "--server",
+        metavar="URL",
+        help="Ask what mmsearch serve serves there; --library NAME is then one of its libraries. "
+        "Without it: $MMSEARCH_SERVER, unless --library is given (extra client).",
+    ),
+]
+TokenOption = Annotated[
+    str | None,
+    typer.Option(
+        "--token",
+        envvar=TOKEN_VARIABLE,
+        help="What the server asks for. Other processes see options: the variable is better.",
     ),
 ]
 

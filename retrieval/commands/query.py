@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,10 +12,13 @@ from mmsearch.retrieval.commands.options import (
     LibraryOption,
     Rerank,
     RerankDepth,
+    ServerOption,
+    TokenOption,
     chosen_library,
     milliseconds_argument,
     path_argument,
 )
+from mmsearch.retrieval.commands.remote import Remote, chosen_server, picture_of, show
 from mmsearch.retrieval.commands.showing import Showing, with_showing
 from mmsearch.retrieval.confidence import CUT, confidence
 from mmsearch.retrieval.schema import Fusion, SortKey, Target
@@ -87,6 +90,8 @@ def query(
         ),
     ] = None,
     library: LibraryOption = None,
+    server: ServerOption = None,
+    token: TokenOption = None,
     *,
     showing: Showing,
 ) -> None:
@@ -99,10 +104,9 @@ def query(
               mmsearch query "dog AND beach NOT people" after:2023-06 folder:2023/
               mmsearch query "receipt" --where "width > height" --sort date
               mmsearch query "a dog on a sofa" --rerank fast
+              mmsearch query "a dog" --server http://nas.local:8000 --copy-to dogs
     """  # noqa: D301 (the backspace keeps the lines apart)
     from mmsearch.errors import QueryError
-    from mmsearch.retrieval.engine import open_engine
-    from mmsearch.retrieval.filters import Filter, parse_where, split_inline
 
     # Refused before a library is looked for: the same question is wrong everywhere.
     if k < 1:
@@ -113,35 +117,61 @@ def query(
         raise typer.BadParameter(
             "--rerank-depth and --rerank-budget are about reranking: say --rerank NAME too"
         )
-    if image or rerank is not None:
-        read_large_pictures()
-    words, inline = (None, None) if text is None else split_inline(text)
-    filter_ = Filter.all_of([inline, None if where is None else parse_where(where)])
-    texts = ([words] if words else []) + (also or [])
-    pictures = to == Target.IMAGES
-    with open_engine(chosen_library(library), device="cpu") as engine:
-        results = engine.search(
-            texts or None,
-            image=image or None,
-            weights=weight or None,
-            fusion=fusion,
-            to=to,
-            k=k,
-            where=filter_,
-            sort=sort,
-            descending=reverse,
-            cut=None if everything else CUT,
-            group=group and pictures,
-            diversity=diversity,
-            words=words_too,
-            rerank=rerank,
-            rerank_depth=rerank_depth,
-            rerank_budget_ms=rerank_budget,
-        )
-    showing(results)
+    asked: dict[str, Any] = {
+        "weights": weight or None,
+        "fusion": fusion,
+        "to": to,
+        "k": k,
+        "sort": sort,
+        "descending": reverse,
+        "group": group and to == Target.IMAGES,
+        "diversity": diversity,
+        "words": words_too,
+        "rerank": rerank,
+        "rerank_depth": rerank_depth,
+        "rerank_budget_ms": rerank_budget,
+    }
+    there = chosen_server(server, token, library)
+    if there is not None:
+        texts = ([] if text is None else [text]) + (also or [])
+        images = [picture_of(each) for each in image or []]
+        asked |= {"image": images or None, "where": where, "all": everything}
+        results = _asked_there(there, texts, asked, showing)
+    else:
+        asked |= {"image": image or None, "cut": None if everything else CUT}
+        results = _asked_here(library, text, also or [], where, asked)
+        showing(results)
     if not results.hits:
         say(_nothing(results))
         raise typer.Exit(EXIT_NOTHING_MATCHED)
+
+
+def _asked_here(
+    library: Path | None,
+    text: str | None,
+    also: list[str],
+    where: str | None,
+    asked: dict[str, Any],
+) -> Results:
+    from mmsearch.retrieval.engine import open_engine
+    from mmsearch.retrieval.filters import Filter, parse_where, split_inline
+
+    if asked["image"] or asked["rerank"] is not None:
+        read_large_pictures()
+    words, inline = (None, None) if text is None else split_inline(text)
+    filter_ = Filter.all_of([inline, None if where is None else parse_where(where)])
+    texts = ([words] if words else []) + also
+    with open_engine(chosen_library(library), device="cpu") as engine:
+        return engine.search(texts or None, where=filter_, **asked)
+
+
+def _asked_there(
+    there: Remote, texts: list[str], asked: dict[str, Any], showing: Showing
+) -> Results:
+    with there.client() as client:
+        results = client.search(texts or None, library=there.library, **asked)
+        show(showing, client, results)
+    return results
 
 
 def _nothing(results: Results) -> str:

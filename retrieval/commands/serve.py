@@ -9,12 +9,10 @@ from typing import Annotated
 import typer
 
 from mmsearch.errors import MissingExtra
-from mmsearch.retrieval.commands.options import chosen_library, path_argument
+from mmsearch.retrieval.commands.options import TOKEN_VARIABLE, chosen_library, path_argument
 from mmsearch.retrieval.terminal import read_large_pictures, say
 
 __all__ = ["serve"]
-
-TOKEN = "MMSEARCH_TOKEN"
 
 
 def serve(
@@ -33,7 +31,7 @@ def serve(
     token: Annotated[
         str | None,
         typer.Option(
-            envvar=TOKEN,
+            envvar=TOKEN_VARIABLE,
             help="What clients must show. Other processes see options: the variable is better. Off "
             "this machine one is made up if none is given.",
         ),

@@ -18,7 +18,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import wraps
 from pathlib import Path
@@ -43,7 +43,14 @@ if TYPE_CHECKING:
     from mmsearch.retrieval.copies import Placed
     from mmsearch.retrieval.schema import Results
 
-__all__ = ["Form", "Showing", "open_file", "print_table", "with_showing"]
+__all__ = ["Fetch", "Form", "Showing", "open_file", "print_table", "with_showing"]
+
+Fetch = Callable[["Results", int | None], "Results"]
+"""Returns results whose pictures can be read here, with so many pixels along their longer side, or
+their own files where that is None."""
+
+GRID_SIDE = 640
+"""Pixels of a thumbnail for a terminal, which has 24 columns or a few more for it."""
 
 OPENED = 3
 """Pictures that --open opens at most: each is a window."""
@@ -80,8 +87,12 @@ class Showing:
     copies: Path | None = None
     links: Path | None = None
 
-    def __call__(self, results: Results) -> None:
+    def __call__(self, results: Results, fetch: Fetch = lambda results, _: results) -> None:
         """Print results, and do what else was asked with them.
+
+        Args:
+            results: what was found.
+            fetch: brings pictures here that are elsewhere.
 
         Raises:
             SourceError: a sheet or a folder cannot be written.
@@ -89,25 +100,30 @@ class Showing:
         """
         if self.sheet is not None or self.form is Form.PICTURES:
             read_large_pictures()
-        _PRINTERS[self.form](results)
+        pictures = self.form is Form.PICTURES
+        _PRINTERS[self.form](fetch(results, GRID_SIDE) if pictures else results)
         # Nothing found makes no sheet and no folder, and the command says so itself.
         if not results.hits:
             return
         if self.sheet is not None:
-            from mmsearch.retrieval.contact_sheet import write_sheet
+            from mmsearch.retrieval.contact_sheet import SIDE, write_sheet
 
-            write_sheet(results, self.sheet)
+            write_sheet(fetch(results, SIDE), self.sheet)
             say(f"{len(results.hits)} on {self.sheet}")
         if self.copies is not None:
             from mmsearch.retrieval.copies import copy_pictures
 
-            _tell(copy_pictures(results, self.copies), "copied")
+            _tell(copy_pictures(fetch(results, None), self.copies), "copied")
         if self.links is not None:
             from mmsearch.retrieval.copies import link_pictures
 
             _tell(link_pictures(results, self.links), "linked")
         if self.opened:
-            _open(results, self.sheet)
+            if self.sheet is not None:
+                open_file(self.sheet)
+            else:
+                first = tuple(each_picture_once(results)[:OPENED])
+                _open(fetch(replace(results, hits=first), None))
 
 
 def with_showing(command: Callable[..., None]) -> Callable[..., None]:
@@ -259,13 +275,10 @@ def open_file(file: Path) -> None:
         )
 
 
-def _open(results: Results, sheet: Path | None) -> None:
-    if sheet is not None:
-        open_file(sheet)
-        return
+def _open(results: Results) -> None:
     from mmsearch.errors import MediaError
 
-    for hit in each_picture_once(results)[:OPENED]:
+    for hit in results.hits:
         try:
             open_file(results.file(hit))
         except MediaError as error:
@@ -290,12 +303,23 @@ def print_table(results: Results) -> None:
     """Print aligned columns for a person, tab-separated ones for a program."""
     people = sys.stdout.isatty()
     rows = [row_of(hit, people=people) for hit in results.hits]
+    # Where several libraries of a server answered, a path alone names no picture.
+    several = len(results.libraries) > 1
     texts = [
         (
             *row.facts,
-            *(printable(text) for text in (row.path, row.caption, row.similar) if text is not None),
+            *(
+                printable(text)
+                for text in (
+                    hit.library if several else None,
+                    row.path,
+                    row.caption,
+                    row.similar,
+                )
+                if text is not None
+            ),
         )
-        for row in rows
+        for hit, row in zip(results.hits, rows, strict=True)
     ]
     if not people:
         for text in texts:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mmsearch.retrieval.commands.options import (
     Json,
     LibraryOption,
+    ServerOption,
+    TokenOption,
     chosen_library,
     described_search,
 )
+from mmsearch.retrieval.commands.remote import Remote, chosen_server
 from mmsearch.retrieval.terminal import print_json, printable, say
 
 if TYPE_CHECKING:
@@ -26,12 +29,22 @@ def status(
     problems: Annotated[
         bool, typer.Option("--problems", help="List the files that could not be indexed.")
     ] = False,
+    server: ServerOption = None,
+    token: TokenOption = None,
     as_json: Json = False,
 ) -> None:
     """Show what a library holds, and which files could not be indexed.
 
     Example: mmsearch status --problems
     """
+    from mmsearch.errors import QueryError
+
+    there = chosen_server(server, token, library)
+    if there is not None:
+        if problems:
+            raise QueryError("A server does not tell of problems; ask where the library is.")
+        _print_there(there, as_json)
+        return
     from mmsearch.retrieval.library import Library
     from mmsearch.retrieval.library_status import status_fields
 
@@ -51,16 +64,36 @@ def status(
     elif problems:
         _print_problems(listed)
     else:
-        typer.echo(
-            f"{printable(str(opened.root))}  {fields['files']:,} pictures · "
-            f"{fields['captions']:,} captions · {fields['problems']:,} problems · "
-            f"{fields['model']} · "
-            f"{described_search(fields['search'] == 'exact', fields['recall'])} search"
-        )
+        typer.echo(_line(str(opened.root), fields))
         if adapter is not None:
             typer.echo(_adapter_line(adapter))
         for line in model_lines(encoders, fields["files"]):
             typer.echo(line)
+
+
+def _line(name: str, fields: dict[str, Any]) -> str:
+    return (
+        f"{printable(name)}  {fields['files']:,} pictures · "
+        f"{fields['captions']:,} captions · {fields['problems']:,} problems · "
+        f"{fields['model']} · "
+        f"{described_search(fields['search'] == 'exact', fields['recall'])} search"
+    )
+
+
+def _print_there(there: Remote, as_json: bool) -> None:
+    from mmsearch.errors import NotServed
+
+    with there.client() as client:
+        fields = client.status()
+    asked = [each for each in fields["libraries"] if there.library in {None, each["library"]}]
+    if there.library is not None and not asked:
+        names = ", ".join(each["library"] for each in fields["libraries"])
+        raise NotServed(f"No library is called {there.library!r} there; there are: {names}.")
+    if as_json:
+        print_json(fields | {"libraries": asked})
+        return
+    for each in asked:
+        typer.echo(_line(each["library"], each))
 
 
 def model_lines(encoders: list[EncoderRow], files: int) -> list[str]:

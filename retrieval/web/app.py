@@ -7,7 +7,6 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import anyio.to_thread
-from anyio import CapacityLimiter
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
 
@@ -20,12 +19,10 @@ from mmsearch.retrieval.web import (
     routes_items,
     routes_search,
 )
-from mmsearch.retrieval.web.explanations import Explanations
 from mmsearch.retrieval.web.guard import Guard
-from mmsearch.retrieval.web.indexing import Runs
-from mmsearch.retrieval.web.metrics import CONTENT_TYPE_LATEST, Metrics
-from mmsearch.retrieval.web.services import Services
-from mmsearch.retrieval.web.shelf import Shelf
+from mmsearch.retrieval.web.mcp import Endpoint
+from mmsearch.retrieval.web.metrics import CONTENT_TYPE_LATEST
+from mmsearch.retrieval.web.services import create_services
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -34,9 +31,6 @@ if TYPE_CHECKING:
     from mmsearch.retrieval.web.settings import Settings
 
 __all__ = ["create_app"]
-
-THREADS = 4
-"""What is not answered in batches (explanations, uploads, recommendations): so many at a time."""
 
 
 def create_app(
@@ -52,18 +46,15 @@ def create_app(
     Raises:
         MmsearchError: a library cannot be opened.
     """
-    metrics = Metrics()
-    shelf = Shelf.open(libraries, settings, device=device, batched=metrics.batches.observe)
-    for served in shelf:
-        metrics.watch(served)
-
-    runs = Runs()
+    services = create_services(libraries, settings, device=device)
+    metrics, tools = services.metrics, Endpoint(services)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        yield
-        await anyio.to_thread.run_sync(runs.close)
-        await anyio.to_thread.run_sync(shelf.close)
+        async with tools.running():
+            yield
+        await anyio.to_thread.run_sync(services.runs.close)
+        await anyio.to_thread.run_sync(services.shelf.close)
 
     app = FastAPI(
         title="mmsearch",
@@ -74,15 +65,14 @@ def create_app(
         redoc_url=None,
     )
     failures.install(app)
-    app.state.services = Services(
-        shelf, settings, metrics, CapacityLimiter(THREADS), Explanations(), runs
-    )
+    app.state.services = services
     app.include_router(routes_items.open_router)
     app.include_router(page.router)
     app.include_router(routes_search.router)
     app.include_router(routes_items.router)
     app.include_router(routes_export.router)
     app.include_router(routes_indexing.router)
+    app.router.routes.append(tools.route)
 
     @app.get("/metrics", include_in_schema=False)
     async def told() -> Response:

@@ -11,8 +11,11 @@ from mmsearch.retrieval.confidence import CUT, confidence
 from mmsearch.retrieval.filters import Filter, parse_where, split_inline
 from mmsearch.retrieval.schema import Target
 from mmsearch.retrieval.several import Found, merged
+from mmsearch.retrieval.similar import similar
 from mmsearch.retrieval.web.files import file_of, located_item
 from mmsearch.retrieval.web.long_lists import Page
+from mmsearch.retrieval.web.naming import named
+from mmsearch.retrieval.web.pictures import decoded
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -91,6 +94,53 @@ class Asking:
         )
         return answer_fields(answers, merged(answers, k), 0)
 
+    async def similar(self, item: str, k: int, names: Sequence[str] = ()) -> dict[str, Any]:
+        """Return the JSON of pictures like one of a library, `NAME/ID`, without itself.
+
+        Args:
+            item: the picture.
+            k: how many answers.
+            names: of the libraries to look in; all if there are none.
+
+        Raises:
+            MmsearchError: there is no such picture, or a library cannot answer.
+        """
+        file = file_of(*located_item(self._shelf, item))
+        found = await self.alone(names, k, lambda served: similar(served.engine, file, k))
+        return named(found, [item])
+
+    async def similar_to(
+        self, picture: Image.Image, content: bytes, k: int, names: Sequence[str] = ()
+    ) -> dict[str, Any]:
+        """Return the JSON of pictures like one that was sent; it and its copies are left out.
+
+        Args:
+            picture: decoded.
+            content: the file that was sent.
+            k: how many answers.
+            names: of the libraries to look in; all if there are none.
+
+        Raises:
+            MmsearchError: a library cannot answer.
+        """
+        return await self.alone(
+            names, k, lambda served: similar(served.engine, picture, k, content=content)
+        )
+
+    async def picture(self, data: bytes, name: str | None) -> Image.Image:
+        """Return a picture that was sent, to ask with.
+
+        Args:
+            data: the file.
+            name: what the client calls it.
+
+        Raises:
+            QueryError: it cannot be used.
+        """
+        needed = max(served.engine.encoder.decode_size for served in self._shelf)
+        most = self._settings.limits.upload_pixels
+        return await self._in_thread(lambda: decoded(data, name, most_pixels=most, at_least=needed))
+
     async def recommend(self, asked: RecommendRequest) -> dict[str, Any]:
         """Return the JSON of a recommendation.
 
@@ -120,7 +170,8 @@ class Asking:
                 half_life=asked.half_life_days,
             )
         )
-        return answer_fields({served.name: found}, merged({served.name: found}), 0)
+        fields = answer_fields({served.name: found}, merged({served.name: found}), 0)
+        return named(fields, asked.like, asked.dislike, [each.item for each in asked.history])
 
     async def _taste(
         self, asked: SearchParameters, libraries: list[Served], *, itself: bool
@@ -162,7 +213,7 @@ class Asking:
             fields["total"] = sum(total or 0 for total in totals)
         for name in answers:
             self._identify_groups(self._shelf[name], fields["results"])
-        return fields
+        return named(fields, asked.like, asked.dislike)
 
     def _identify_groups(self, served: Served, hits: list[dict[str, Any]]) -> None:
         """Tell the ids of near-duplicates, by which their pictures can be had."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 from fastapi.exceptions import RequestValidationError
@@ -25,7 +26,11 @@ from mmsearch.retrieval.web.wire import Failure
 if TYPE_CHECKING:
     from fastapi import FastAPI, Request
 
-__all__ = ["FAILURES", "failure", "install"]
+    from mmsearch.retrieval.web.shelf import Shelf
+
+__all__ = ["FAILURES", "described", "failure", "install"]
+
+logger = logging.getLogger(__name__)
 
 _KINDS: tuple[tuple[type[Exception], int, str], ...] = (
     (QueryError, 400, "query"),
@@ -68,29 +73,41 @@ def install(app: FastAPI) -> None:
     """Have an application tell its errors in this way."""
     app.add_exception_handler(MmsearchError, _told)
     app.add_exception_handler(Busy, _busy)
-    app.add_exception_handler(Closed, _closed)
+    app.add_exception_handler(Closed, _busy)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
 
 
-async def _told(_: Request, error: Exception) -> JSONResponse:
+def described(error: Exception, shelf: Shelf) -> tuple[int, str, str]:
+    """Return status, kind and sentence of an error, as a client may know them.
+
+    What is told to the owner of a library names folders of this machine, so clients are told less,
+    and the log has the rest.
+    """
+    if isinstance(error, Busy):
+        return 503, "busy", f"Too many questions are waiting. Come back in {error.seconds:.0f} s."
+    if isinstance(error, Closed):
+        return 503, "closing", "The server is going down."
     status, kind = next((s, k) for of, s, k in _KINDS if isinstance(error, of))
+    if kind in {"library", "model"}:
+        logger.warning("%s", error)
+        return status, kind, f"The {kind} cannot be used now; the server's log says why."
+    detail = str(error)
+    for served in shelf:
+        if served.root.is_absolute():
+            detail = detail.replace(str(served.root), served.name)
     # What is no valid text (a name in bytes) would break the encoding of the response.
-    return failure(status, kind, str(error).encode("utf-8", "backslashreplace").decode())
+    return status, kind, detail.encode("utf-8", "backslashreplace").decode()
 
 
-async def _busy(_: Request, error: Exception) -> JSONResponse:
-    seconds = error.seconds if isinstance(error, Busy) else 1.0
-    return failure(
-        503,
-        "busy",
-        f"Too many questions are waiting. Come back in {seconds:.0f} s.",
-        Retry_After=f"{seconds:.0f}",
-    )
+async def _told(request: Request, error: Exception) -> JSONResponse:
+    return failure(*described(error, request.app.state.services.shelf))
 
 
-async def _closed(_: Request, __: Exception) -> JSONResponse:
-    return failure(503, "closing", "The server is going down.", Retry_After="5")
+async def _busy(request: Request, error: Exception) -> JSONResponse:
+    seconds = error.seconds if isinstance(error, Busy) else 5.0
+    told = described(error, request.app.state.services.shelf)
+    return failure(*told, Retry_After=f"{seconds:.0f}")
 
 
 async def _invalid(_: Request, error: Exception) -> JSONResponse:

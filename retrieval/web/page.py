@@ -9,7 +9,7 @@ import asyncio
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Request, UploadFile
-from fastapi.responses import HTMLResponse, JSONResponse, Response
+from fastapi.responses import HTMLResponse, Response
 from pydantic import Field
 from starlette.exceptions import HTTPException
 
@@ -21,6 +21,7 @@ from mmsearch.retrieval.web.batching import Busy, Closed
 from mmsearch.retrieval.web.drawing import drawn, hit_view, in_page, item_view
 from mmsearch.retrieval.web.files import located_item
 from mmsearch.retrieval.web.page_state import PageState
+from mmsearch.retrieval.web.responses import Json
 from mmsearch.retrieval.web.routes_search import pictures_of
 from mmsearch.retrieval.web.services import Given, Services
 from mmsearch.retrieval.web.settings import is_loopback
@@ -78,15 +79,13 @@ async def page(state: State, services: Given) -> HTMLResponse:
 
 
 @router.get("/page/answer")
-async def answer(state: Piece, services: Given) -> JSONResponse:
+async def answer(state: Piece, services: Given) -> Json:
     """Return a piece of an answer, drawn."""
     return _piece(await _answer(services, state, state.k, state.offset), state)
 
 
 @router.post("/page/answer")
-async def answer_to_pictures(
-    state: Piece, image: list[UploadFile], services: Given
-) -> JSONResponse:
+async def answer_to_pictures(state: Piece, image: list[UploadFile], services: Given) -> Json:
     """Return a piece of the answer to a question with pictures that are sent."""
     return _piece(await _answer(services, state, state.k, state.offset, image), state)
 
@@ -189,8 +188,8 @@ async def _answer(
     }
 
 
-def _piece(found: dict[str, Any], state: PageState) -> JSONResponse:
-    return JSONResponse(
+def _piece(found: dict[str, Any], state: PageState) -> Json:
+    return Json(
         {
             "failed": found["failure"] is not None,
             "total": found["total"],

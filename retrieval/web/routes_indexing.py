@@ -3,10 +3,10 @@
 from typing import Annotated
 
 from fastapi import APIRouter, Body
-from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from mmsearch.retrieval.web.failures import FAILURES
+from mmsearch.retrieval.web.responses import Json
 from mmsearch.retrieval.web.services import Given, Services
 from mmsearch.retrieval.web.wire import Indexing, IndexRequest
 
@@ -16,7 +16,7 @@ router = APIRouter(prefix="/api/v1", tags=["indexing"], responses=FAILURES)
 
 
 @router.post("/index", response_model=Indexing, status_code=202)
-async def start(asked: Annotated[IndexRequest, Body()], services: Given) -> JSONResponse:
+async def start(asked: Annotated[IndexRequest, Body()], services: Given) -> Json:
     """Have a library brought up to date; questions are answered meanwhile."""
     if not services.settings.allow_indexing:
         raise HTTPException(
@@ -30,11 +30,11 @@ async def start(asked: Annotated[IndexRequest, Body()], services: Given) -> JSON
 
 
 @router.get("/index", response_model=Indexing)
-async def progress(services: Given) -> JSONResponse:
+async def progress(services: Given) -> Json:
     """Tell how far indexing is."""
     return _told(services, 200)
 
 
-def _told(services: Services, status: int) -> JSONResponse:
+def _told(services: Services, status: int) -> Json:
     libraries = [services.runs.told(served) for served in services.shelf]
-    return JSONResponse({"schema": 1, "libraries": libraries}, status)
+    return Json({"schema": 1, "libraries": libraries}, status)

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Request
-from fastapi.responses import FileResponse, JSONResponse, Response
+from fastapi.responses import FileResponse, Response
 
 import mmsearch
 from mmsearch.errors import MediaError
@@ -17,6 +17,7 @@ from mmsearch.retrieval.library_status import status_fields
 from mmsearch.retrieval.thumbnails import picture_bytes
 from mmsearch.retrieval.web.failures import FAILURES
 from mmsearch.retrieval.web.files import file_of, item_of, media_type
+from mmsearch.retrieval.web.responses import Json
 from mmsearch.retrieval.web.services import Given, Services
 from mmsearch.retrieval.web.thumbnail_cache import SIDES
 from mmsearch.retrieval.web.wire import Explained, Health, Item, Status
@@ -41,13 +42,13 @@ router = APIRouter(prefix="/api/v1", tags=["items"], responses=FAILURES)
 
 
 @open_router.get("/health", response_model=Health)
-async def health() -> JSONResponse:
+async def health() -> Json:
     """Say that the server answers; no token is needed."""
-    return JSONResponse({"status": "ok", "version": mmsearch.__version__})
+    return Json({"status": "ok", "version": mmsearch.__version__})
 
 
 @router.get("/status", response_model=Status)
-async def status(services: Given) -> JSONResponse:
+async def status(services: Given) -> Json:
     """Tell what is served."""
 
     def told() -> list[dict[str, Any]]:
@@ -56,7 +57,7 @@ async def status(services: Given) -> JSONResponse:
             for served in services.shelf
         ]
 
-    return JSONResponse(
+    return Json(
         {
             "schema": 1,
             "version": mmsearch.__version__,
@@ -68,11 +69,11 @@ async def status(services: Given) -> JSONResponse:
 
 
 @router.get("/items/{library}/{id}", response_model=Item)
-async def item(library: LibraryName, id: ItemId, services: Given) -> JSONResponse:
+async def item(library: LibraryName, id: ItemId, services: Given) -> Json:
     """Tell what is known of a picture."""
     found = item_of(services.shelf[library], id)
     picture = found.picture
-    return JSONResponse(
+    return Json(
         {
             "schema": 1,
             "library": library,
@@ -145,10 +146,11 @@ async def original(library: LibraryName, id: ItemId, services: Given) -> Respons
 
 
 @router.get("/items/{library}/{id}/explain", response_model=Explained)
-async def explain(library: LibraryName, id: ItemId, q: Words, services: Given) -> JSONResponse:
+async def explain(library: LibraryName, id: ItemId, q: Words, services: Given) -> Json:
     """Say why a picture matches words: where, by which words, how probably."""
     found = await _explained(services, library, id, q)
-    return JSONResponse(found.to_json() | {"library": library, "id": id})
+    named = {"image": f"{library}/{id}", "library": library, "id": id}
+    return Json(found.to_json() | named)
 
 
 @router.get("/items/{library}/{id}/heat", response_class=Response, responses=JPEG)

@@ -5,15 +5,12 @@
 from typing import Annotated
 
 from fastapi import APIRouter, Body, Form, Query, UploadFile
-from fastapi.responses import JSONResponse
 from PIL.Image import Image
 
 from mmsearch.errors import QueryError
-from mmsearch.retrieval.similar import similar
 from mmsearch.retrieval.web.asking import Asking
 from mmsearch.retrieval.web.failures import FAILURES
-from mmsearch.retrieval.web.files import file_of, located_item
-from mmsearch.retrieval.web.pictures import decoded
+from mmsearch.retrieval.web.responses import Json
 from mmsearch.retrieval.web.services import Given, Services
 from mmsearch.retrieval.web.wire import (
     Answer,
@@ -30,50 +27,41 @@ router = APIRouter(prefix="/api/v1", tags=["search"], responses=FAILURES)
 
 
 @router.get("/search", response_model=Answer)
-async def search(asked: Annotated[SearchParameters, Query()], services: Given) -> JSONResponse:
+async def search(asked: Annotated[SearchParameters, Query()], services: Given) -> Json:
     """Find pictures by words, by pictures of the libraries or by both; or captions."""
-    return JSONResponse(await Asking(services).search(asked))
+    return Json(await Asking(services).search(asked))
 
 
 @router.post("/search", response_model=Answer)
 async def search_with_pictures(
     asked: Annotated[SearchForm, Form(media_type="multipart/form-data")], services: Given
-) -> JSONResponse:
+) -> Json:
     """Find pictures, or captions, by pictures that are sent, with or without words."""
     pictures = await pictures_of(services, asked.image)
-    return JSONResponse(await Asking(services).search(asked, pictures))
+    return Json(await Asking(services).search(asked, pictures))
 
 
 @router.get("/similar", response_model=Answer)
-async def more_like(asked: Annotated[SimilarParameters, Query()], services: Given) -> JSONResponse:
+async def more_like(asked: Annotated[SimilarParameters, Query()], services: Given) -> Json:
     """Find pictures like one of a library; itself and its copies are left out."""
-    file = file_of(*located_item(services.shelf, asked.item))
-    answer = await Asking(services).alone(
-        asked.library, asked.k, lambda served: similar(served.engine, file, asked.k)
-    )
-    return JSONResponse(answer)
+    return Json(await Asking(services).similar(asked.item, asked.k, asked.library))
 
 
 @router.post("/similar", response_model=Answer)
 async def more_like_a_picture(
     asked: Annotated[SimilarForm, Form(media_type="multipart/form-data")], services: Given
-) -> JSONResponse:
+) -> Json:
     """Find pictures like one that is sent; itself and its copies are left out."""
+    asking = Asking(services)
     data = await asked.image.read()
-    await asked.image.seek(0)
-    picture = await _picture(services, asked.image)
-    answer = await Asking(services).alone(
-        asked.library,
-        asked.k,
-        lambda served: similar(served.engine, picture, asked.k, content=data),
-    )
-    return JSONResponse(answer)
+    picture = await asking.picture(data, asked.image.filename)
+    return Json(await asking.similar_to(picture, data, asked.k, asked.library))
 
 
 @router.post("/recommend", response_model=Answer)
-async def recommend(asked: Annotated[RecommendRequest, Body()], services: Given) -> JSONResponse:
+async def recommend(asked: Annotated[RecommendRequest, Body()], services: Given) -> Json:
     """Recommend pictures to somebody's taste."""
-    return JSONResponse(await Asking(services).recommend(asked))
+    return Json(await Asking(services).recommend(asked))
 
 
 async def pictures_of(services: Services, uploads: list[UploadFile]) -> list[Image]:
@@ -85,11 +73,5 @@ async def pictures_of(services: Services, uploads: list[UploadFile]) -> list[Ima
     most = services.settings.limits.pictures
     if len(uploads) > most:
         raise QueryError(f"No more than {most} pictures are taken with one question.")
-    return [await _picture(services, upload) for upload in uploads]
-
-
-async def _picture(services: Services, upload: UploadFile) -> Image:
-    data, name = await upload.read(), upload.filename
-    needed = max(served.engine.encoder.decode_size for served in services.shelf)
-    most = services.settings.limits.upload_pixels
-    return await services.in_thread(lambda: decoded(data, name, most_pixels=most, at_least=needed))
+    asking = Asking(services)
+    return [await asking.picture(await each.read(), each.filename) for each in uploads]
