@@ -50,6 +50,8 @@ def draw(folder: Path) -> None:
 names = zipfile.ZipFile(sys.argv[1]).namelist()
 check(not any(name.split("/")[1] in {"tests", "benchmarks"} for name in names), "no tests inside")
 check("mmsearch/py.typed" in names, "the wheel is typed")
+page = {f"mmsearch/retrieval/web/{name}" for name in ("static/page.css", "templates/page.html")}
+check(page <= set(names), "the page is inside")
 check(importlib.util.find_spec("torch") is None, "the base install has no torch")
 
 draw(Path("my photos"))

@@ -17,9 +17,12 @@ from mmsearch.retrieval.listing import described_reranking, row_of
 from mmsearch.retrieval.thumbnails import thumbnail
 
 if TYPE_CHECKING:
-    from mmsearch.retrieval.schema import Hit, Query, Results
+    from collections.abc import Iterable, Iterator
 
-__all__ = ["check_place", "contact_sheet", "write_sheet"]
+    from mmsearch.retrieval.listing import Row
+    from mmsearch.retrieval.schema import Query, Results
+
+__all__ = ["check_place", "contact_sheet", "readable", "sheet", "write_sheet"]
 
 SIDE = 320
 """Pixels of a thumbnail's longer side: what fills its place on a screen that is not dense."""
@@ -96,40 +99,57 @@ def contact_sheet(results: Results, folder: Path) -> str:
         results: what was found.
         folder: absolute, where the page will lie: links to the pictures are relative to it.
     """
-    asked = _readable(_told(results.query))
+    asked = _told(results.query)
     count = len(results.hits)
-    about = f"{count:,} of {results.considered:,} · {_readable(results.title)}"
+    about = f"{count:,} of {results.considered:,} · {results.title}"
     if results.rerank is not None:
-        about += f" · {_readable(described_reranking(results.rerank))}"
-    figures = "\n".join(_figure(results, hit, folder) for hit in results.hits)
-    return (
-        f"{OPENING}{GENERATOR}{_HEAD.format(title=escape(f'{asked} – mmsearch'))}"
-        f'<h1 dir="auto">{escape(asked)}</h1>\n<p>{escape(about)}</p>\n<ol>\n{figures}\n</ol>\n'
-    )
+        about += f" · {described_reranking(results.rerank)}"
+    files = ((row_of(hit), results.file(hit)) for hit in results.hits)
+    # What a server found is here for the moment only.
+    linked = results.library is not None
+    pictures = ((row, file, _link(file, folder) if linked else None) for row, file in files)
+    return "".join(sheet(asked, about, pictures))
 
 
-def _figure(results: Results, hit: Hit, folder: Path) -> str:
-    row = row_of(hit)
-    path = _readable(row.path)
-    caption = None if row.caption is None else _readable(row.caption)
+def sheet(
+    title: str, about: str, pictures: Iterable[tuple[Row, Path | MediaError, str | None]]
+) -> Iterator[str]:
+    """Yield a page with a thumbnail of each picture, a part at a time.
+
+    Args:
+        title: what it shows.
+        about: a line below that.
+        pictures: what is said of each, its file or why there is none, and where a link leads to.
+    """
+    shown = escape(readable(title))
+    yield f"{OPENING}{GENERATOR}{_HEAD.format(title=f'{shown} – mmsearch')}"
+    yield f'<h1 dir="auto">{shown}</h1>\n<p>{escape(readable(about))}</p>\n<ol>\n'
+    for row, file, link in pictures:
+        yield _figure(row, file, link) + "\n"
+    yield "</ol>\n"
+
+
+def _figure(row: Row, file: Path | MediaError, link: str | None) -> str:
+    path = readable(row.path)
+    caption = None if row.caption is None else readable(row.caption)
     # A caption says what a picture shows; without one, its name is all that is known.
-    shown = _image(results.file(hit), alt=caption or _readable(row.name))
+    shown = _image(file, alt=caption or readable(row.name))
     facts = " · ".join(row.about if row.reranked is None else [*row.about, row.reranked])
     said = f"{escape(facts)}<br>{escape(path)}"
     if caption is not None:
         said += f'<q dir="auto">{escape(caption)}</q>'
-    # What a server found is here for the moment only.
-    link = None if results.library is None else _link(results.file(hit), folder)
     if link is not None:
         shown = f'<a href="{escape(link)}">{shown}</a>'
     return f"<li><figure>{shown}<figcaption>{said}</figcaption></figure></li>"
 
 
-def _image(file: Path, alt: str) -> str:
+def _image(file: Path | MediaError, alt: str) -> str:
     try:
+        if isinstance(file, MediaError):
+            raise file
         picture = thumbnail(file, SIDE)
     except MediaError as error:
-        return f'<span class="lost">{escape(_readable(str(error)))}</span>'
+        return f'<span class="lost">{escape(readable(str(error)))}</span>'
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=80)
     data = base64.b64encode(buffer.getvalue()).decode("ascii")
@@ -157,7 +177,7 @@ def _told(query: Query) -> str:
     )
 
 
-def _readable(text: str) -> str:
+def readable(text: str) -> str:
     """Return text that any reader can decode: bytes that are none, and what steers, escaped."""
     return "".join(c if c.isprintable() else _escaped(c) for c in text)
 

@@ -18,9 +18,9 @@ from mmsearch.retrieval.listing import each_picture_once
 from mmsearch.retrieval.media import SUFFIXES, open_picture
 
 if TYPE_CHECKING:
-    from mmsearch.retrieval.schema import Hit, Results
+    from mmsearch.retrieval.schema import Results
 
-__all__ = ["Placed", "copy_pictures", "link_pictures", "name_inside"]
+__all__ = ["Placed", "copy_pictures", "link_pictures", "name_inside", "short_name"]
 
 _Source = TypeVar("_Source", Path, bytes)
 
@@ -98,7 +98,7 @@ def _place(
             if data is None:
                 _put_free(placed, prefix + file.name, file, put, same)
             else:
-                name = prefix + name_inside(hit, data)
+                name = prefix + name_inside(hit.path, data)
                 _put_free(placed, name, data, _write, _same_bytes)
                 placed.unpacked += 1
         except _Unreadable as error:
@@ -124,7 +124,7 @@ def _put_free(
 ) -> None:
     """Put `source` under the first name that is free, unless it is there under one before."""
     for number in count(1):
-        goal = placed.folder / _short(name, "" if number == 1 else f" ({number})")
+        goal = placed.folder / short_name(name, "" if number == 1 else f" ({number})")
         if not os.path.lexists(goal):
             # Made anew or not at all, should another program be faster.
             with suppress(FileExistsError):
@@ -136,7 +136,7 @@ def _put_free(
             return
 
 
-def _short(name: str, ending: str) -> str:
+def short_name(name: str, ending: str = "") -> str:
     """Return the name with an ending before its suffix, its stem cut where it is too long."""
     stem, suffix = os.path.splitext(os.fsencode(name))  # noqa: PTH122 (bytes)
     room = MAX_NAME_BYTES - len(suffix) - len(ending.encode())
@@ -145,9 +145,14 @@ def _short(name: str, ending: str) -> str:
     return os.fsdecode(kept + ending.encode() + suffix)
 
 
-def name_inside(hit: Hit, data: bytes) -> str:
-    """Return a file name for a picture out of a container; a row of a table has none of its own."""
-    container, _, name = hit.path.rpartition("/")
+def name_inside(path: str, data: bytes) -> str:
+    """Return a file name for a picture out of a container; a row of a table has none of its own.
+
+    Args:
+        path: of the picture in the library.
+        data: its bytes.
+    """
+    container, _, name = path.rpartition("/")
     if Path(name).suffix.lower() in SUFFIXES:
         return name
     try:

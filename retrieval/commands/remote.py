@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from dataclasses import fields as dataclass_fields
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -131,7 +131,7 @@ def _fetched(client: Client, results: Results, side: int | None, folder: Path) -
             # A row of a Parquet file.
             from mmsearch.retrieval.copies import name_inside
 
-            place = place.with_name(name_inside(replace(hit, path=_clean(hit.path)), data))
+            place = place.with_name(name_inside(_clean(hit.path), data))
         place.write_bytes(data)
         return place
 

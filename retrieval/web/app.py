@@ -10,7 +10,14 @@ from fastapi import FastAPI
 from fastapi.responses import Response
 
 import mmsearch
-from mmsearch.retrieval.web import failures, routes_items, routes_search
+from mmsearch.retrieval.web import (
+    failures,
+    page,
+    routes_export,
+    routes_indexing,
+    routes_items,
+    routes_search,
+)
 from mmsearch.retrieval.web.bodies import Bodies
 from mmsearch.retrieval.web.connections import Abandoning
 from mmsearch.retrieval.web.counting import Counted
@@ -61,8 +68,11 @@ def create_app(
     failures.install(app)
     app.state.services = services
     app.include_router(routes_items.open_router)
+    app.include_router(page.router)
     app.include_router(routes_search.router)
     app.include_router(routes_items.router)
+    app.include_router(routes_export.router)
+    app.include_router(routes_indexing.router)
     app.router.routes.append(tools.route)
 
     @app.get("/metrics", include_in_schema=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from mmsearch.errors import QueryError
 from mmsearch.retrieval.confidence import CUT, confidence
@@ -13,6 +13,7 @@ from mmsearch.retrieval.schema import Target
 from mmsearch.retrieval.several import Found, merged
 from mmsearch.retrieval.similar import similar
 from mmsearch.retrieval.web.files import file_of, located_item
+from mmsearch.retrieval.web.long_lists import Page
 from mmsearch.retrieval.web.naming import named
 from mmsearch.retrieval.web.pictures import decoded
 
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Asking", "answer_fields"]
 
+_Given = TypeVar("_Given")
+
 PARTS = 32
 """Texts and pictures that one question may have."""
 
@@ -41,9 +44,18 @@ class Asking:
         self._in_thread = services.in_thread
 
     async def search(
-        self, asked: SearchParameters, pictures: Sequence[Image.Image] = ()
+        self,
+        asked: SearchParameters,
+        pictures: Sequence[Image.Image] = (),
+        *,
+        itself: bool = True,
     ) -> dict[str, Any]:
         """Return the JSON of the answer to a question.
+
+        Args:
+            asked: the question.
+            pictures: what it brings.
+            itself: whether the pictures of `like` may be among the answers.
 
         Raises:
             MmsearchError: it cannot be asked, or a library cannot answer.
@@ -51,33 +63,26 @@ class Asking:
         """
         self._check(asked)
         libraries = self._shelf.chosen(asked.library)
-        offset, end = asked.offset or 0, (asked.offset or 0) + asked.k
         if asked.dislike and not (asked.q or asked.also or pictures):
-            return await self._taste(asked, libraries)
+            return await self._taste(asked, libraries, itself=itself)
         request = self._request(asked, pictures)
-        disliked = [located_item(self._shelf, reference) for reference in asked.dislike]
-        left_out = {(served.name, item.id) for served, item in disliked}
-        if left_out:
-            request["k"] = asked.k + len(left_out)
+        references = asked.dislike if itself else [*asked.dislike, *asked.like]
+        located = [located_item(self._shelf, reference) for reference in references]
+        left_out = {
+            served.name: {item.id for home, item in located if home is served}
+            for served in libraries
+        }
 
-        async def one(served: Served) -> Results:
-            if asked.offset is None:
-                found = await served.search(request)
-            elif len(libraries) == 1:
-                found = await served.page(request, offset, asked.k + len(left_out))
-            else:
-                found = await served.page(request, 0, end + len(left_out))
-            if not left_out:
-                return found
-            kept = tuple(hit for hit in found.hits if (served.name, hit.id) not in left_out)
-            return replace(found, hits=kept)
+        async def one(served: Served) -> Page:
+            without = left_out[served.name]
+            if asked.offset is not None:
+                offset, k = self._cut(asked, libraries)
+                return await served.page(request, offset, k, without)
+            found = await served.search(request | {"k": asked.k + len(without)})
+            kept = tuple(hit for hit in found.hits if hit.id not in without)
+            return Page(replace(found, hits=kept), None)
 
-        answers = await self._each(libraries, one)
-        if len(answers) == 1 or asked.offset is None:
-            fields = answer_fields(answers, merged(answers, asked.k), offset)
-        else:
-            fields = answer_fields(answers, merged(answers, end)[offset:], offset)
-        return named(fields, asked.like)
+        return self._told(asked, await self._each(libraries, one))
 
     async def alone(
         self, names: Sequence[str], k: int, ask: Callable[[Served], Results]
@@ -177,28 +182,62 @@ class Asking:
         fields = answer_fields({served.name: found}, merged({served.name: found}), 0)
         return named(fields, asked.like, asked.dislike, [each.item for each in asked.history])
 
-    async def _taste(self, asked: SearchParameters, libraries: list[Served]) -> dict[str, Any]:
+    async def _taste(
+        self, asked: SearchParameters, libraries: list[Served], *, itself: bool
+    ) -> dict[str, Any]:
         """Answer pictures that are liked and disliked, without words: a direction, not a part."""
+        where = self._filter(asked)
 
-        async def one(served: Served) -> Results:
+        async def one(served: Served) -> Page:
             like, dislike = self._items(served, asked.like), self._items(served, asked.dislike)
-            count = (asked.offset or 0) + asked.k
-            where = self._filter(asked)
-            return await self._in_thread(
-                lambda: served.engine.recommend(
-                    like, dislike, k=count, where=where, exclude_seen=False
-                )
-            )
 
-        answers = await self._each(libraries, one)
+            def recommended(count: int) -> Results:
+                return served.engine.recommend(
+                    like, dislike, k=count, where=where, exclude_seen=not itself
+                )
+
+            if asked.offset is None:
+                return Page(await self._in_thread(lambda: recommended(asked.k)), None)
+            key = repr(("taste", like, dislike, where, itself))
+            return await served.listed(key, recommended, *self._cut(asked, libraries))
+
+        return self._told(asked, await self._each(libraries, one))
+
+    def _cut(self, asked: SearchParameters, libraries: list[Served]) -> tuple[int, int]:
+        """Return what each library must give: offset and count; of several, all from the start."""
         offset = asked.offset or 0
-        fields = answer_fields(answers, merged(answers, offset + asked.k)[offset:], offset)
+        return (offset, asked.k) if len(libraries) == 1 else (0, offset + asked.k)
+
+    def _told(self, asked: SearchParameters, pages: dict[str, Page]) -> dict[str, Any]:
+        """Return the JSON of an answer, given what each library says."""
+        answers = {name: page.results for name, page in pages.items()}
+        offset = asked.offset or 0
+        if len(pages) == 1:
+            found = merged(answers, asked.k)
+        else:
+            found = merged(answers, offset + asked.k)[offset:]
+        fields = answer_fields(answers, found, offset)
+        totals = [page.total for page in pages.values()]
+        if asked.offset is not None and None not in totals:
+            fields["total"] = sum(total or 0 for total in totals)
+        for name in answers:
+            self._identify_groups(self._shelf[name], fields["results"])
         return named(fields, asked.like, asked.dislike)
 
+    def _identify_groups(self, served: Served, hits: list[dict[str, Any]]) -> None:
+        """Tell the ids of near-duplicates, by which their pictures can be had."""
+        grouped = [hit["group"] for hit in hits if hit["library"] == served.name and "group" in hit]
+        if grouped:
+            catalog = served.engine.library.catalog
+            paths = [path for group in grouped for path in group["others"]]
+            ids = catalog.embedded_ids(paths, catalog.library().encoder_id or 0)
+            for group in grouped:
+                group["ids"] = [ids.get(path) for path in group["others"]]
+
     async def _each(
-        self, libraries: list[Served], ask: Callable[[Served], Awaitable[Results]]
-    ) -> dict[str, Results]:
-        async def one(served: Served) -> Results:
+        self, libraries: list[Served], ask: Callable[[Served], Awaitable[_Given]]
+    ) -> dict[str, _Given]:
+        async def one(served: Served) -> _Given:
             return await ask(served)
 
         found = await asyncio.gather(*(one(served) for served in libraries))
@@ -282,6 +321,7 @@ def answer_fields(
         "considered": sum(results.considered for results in every),
         "nearest": None,
         "offset": offset,
+        "total": None,
         "results": [_hit_fields(each.library, each.hit, each.rank) for each in found],
     }
     if not found and nearest:

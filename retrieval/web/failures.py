@@ -15,6 +15,7 @@ from starlette.routing import Match
 
 from mmsearch.errors import (
     LibraryError,
+    LibraryLocked,
     MediaError,
     MissingExtra,
     MmsearchError,
@@ -42,6 +43,7 @@ _KINDS: tuple[tuple[type[Exception], int, str], ...] = (
     (UnknownLibrary, 404, "not-found"),
     # The picture was there when it was indexed.
     (MediaError, 410, "picture"),
+    (LibraryLocked, 409, "indexing"),
     (MissingExtra, 501, "missing-extra"),
     (LibraryError, 503, "library"),
     (ModelError, 503, "model"),
@@ -68,6 +70,7 @@ FAILURES: dict[int | str, dict[str, Any]] = {
         (403, "Asked by a name, or from a page, that is not this server's."),
         (404, "There is no such library or picture."),
         (408, "The body did not come in time."),
+        (409, "The library is being indexed already."),
         (410, "The picture is gone, changed, or cannot be read any more."),
         (413, "The body is too large."),
         (422, "A parameter is out of its range."),

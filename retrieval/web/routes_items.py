@@ -1,6 +1,7 @@
 """Pictures of the libraries, and what is known of them: `/api/v1/items`, `/status`, `/health`."""
 
 import asyncio
+import base64
 import io
 from contextlib import suppress
 from typing import Annotated, Any
@@ -9,9 +10,8 @@ from fastapi import APIRouter, Path, Query, Request
 from fastapi.responses import FileResponse, Response
 
 import mmsearch
-from mmsearch.errors import QueryError
+from mmsearch.errors import MediaError
 from mmsearch.retrieval.explanation import Explanation
-from mmsearch.retrieval.filters import split_inline
 from mmsearch.retrieval.heat_picture import heat_picture
 from mmsearch.retrieval.library_status import status_fields
 from mmsearch.retrieval.web.content import content_of
@@ -32,6 +32,8 @@ IMMUTABLE = "private, max-age=31536000, immutable"
 """What a picture's content names does not change."""
 SANDBOX = "default-src 'none'; style-src 'unsafe-inline'; sandbox"
 """What a file of a user's may do when it is opened by itself: nothing."""
+BLANK = base64.b64decode("R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7")
+"""A transparent pixel."""
 JPEG: dict[int | str, dict[str, Any]] = {200: {"content": {"image/jpeg": {}}}}
 PICTURE: dict[int | str, dict[str, Any]] = {
     200: {"content": {"image/*": {}}},
@@ -101,6 +103,13 @@ async def thumbnail(
     id: ItemId,
     services: Given,
     side: Annotated[int, Query(ge=1, le=SIDES[-1], description="Pixels, at least.")] = 320,
+    or_blank: Annotated[
+        bool,
+        Query(
+            description="Answer with one transparent pixel where the picture is gone, instead of "
+            "an error: a page then shows what lies behind it."
+        ),
+    ] = False,
 ) -> Response:
     """Return a small upright JPEG of a picture."""
     served = services.shelf[library]
@@ -111,14 +120,19 @@ async def thumbnail(
     }
     if request.headers.get("if-none-match") == headers["ETag"]:
         return Response(status_code=304, headers=headers)
-    file = file_of(served, found)
-    data = None
-    while data is None:
-        making = served.thumbnails.get(file, found.picture, side)
-        # Others may wait for the same one.
-        path = await asyncio.shield(asyncio.wrap_future(making))
-        with suppress(FileNotFoundError):  # It just had to make room for others.
-            data = await asyncio.to_thread(path.read_bytes)
+    try:
+        file = file_of(served, found)
+        data = None
+        while data is None:
+            making = served.thumbnails.get(file, found.picture, side)
+            # Others may wait for the same one.
+            path = await asyncio.shield(asyncio.wrap_future(making))
+            with suppress(FileNotFoundError):  # It just had to make room for others.
+                data = await asyncio.to_thread(path.read_bytes)
+    except MediaError:
+        if not or_blank:
+            raise
+        return Response(BLANK, media_type="image/gif", headers={"Cache-Control": "no-store"})
     return Response(data, media_type="image/jpeg", headers=headers)
 
 
@@ -172,9 +186,4 @@ async def heat(
 
 
 async def _explained(services: Services, library: str, id_: int, text: str) -> Explanation:
-    most = services.settings.limits.text
-    if len(text) > most:
-        raise QueryError(f"A text of more than {most:,} characters is not taken here.")
-    served = services.shelf[library]
-    file = file_of(served, item_of(served, id_))
-    return await services.in_thread(lambda: served.engine.explain(file, split_inline(text)[0]))
+    return await services.explanations.get(services, library, id_, text)

@@ -4,14 +4,15 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Body, Form, Query
+from fastapi import APIRouter, Body, Form, Query, UploadFile
+from PIL.Image import Image
 
 from mmsearch.errors import QueryError
 from mmsearch.retrieval.web.asking import Asking
 from mmsearch.retrieval.web.bodies import FormRoute
 from mmsearch.retrieval.web.failures import FAILURES
 from mmsearch.retrieval.web.responses import Json
-from mmsearch.retrieval.web.services import Given
+from mmsearch.retrieval.web.services import Given, Services
 from mmsearch.retrieval.web.wire import (
     Answer,
     RecommendRequest,
@@ -21,7 +22,7 @@ from mmsearch.retrieval.web.wire import (
     SimilarParameters,
 )
 
-__all__ = ["router"]
+__all__ = ["pictures_of", "router"]
 
 router = APIRouter(prefix="/api/v1", tags=["search"], responses=FAILURES, route_class=FormRoute)
 
@@ -37,12 +38,8 @@ async def search_with_pictures(
     asked: Annotated[SearchForm, Form(media_type="multipart/form-data")], services: Given
 ) -> Json:
     """Find pictures, or captions, by pictures that are sent, with or without words."""
-    most = services.settings.limits.pictures
-    if len(asked.image) > most:
-        raise QueryError(f"No more than {most} pictures are taken with one question.")
-    asking = Asking(services)
-    pictures = [(await asking.picture(up.file.read, up.filename))[0] for up in asked.image]
-    return Json(await asking.search(asked, pictures))
+    pictures = await pictures_of(services, asked.image)
+    return Json(await Asking(services).search(asked, pictures))
 
 
 @router.get("/similar", response_model=Answer)
@@ -65,3 +62,16 @@ async def more_like_a_picture(
 async def recommend(asked: Annotated[RecommendRequest, Body()], services: Given) -> Json:
     """Recommend pictures to somebody's taste."""
     return Json(await Asking(services).recommend(asked))
+
+
+async def pictures_of(services: Services, uploads: list[UploadFile]) -> list[Image]:
+    """Return pictures that were sent, decoded as far as the libraries' encoders need.
+
+    Raises:
+        QueryError: there are too many, or one is no picture that can be used.
+    """
+    most = services.settings.limits.pictures
+    if len(uploads) > most:
+        raise QueryError(f"No more than {most} pictures are taken with one question.")
+    asking = Asking(services)
+    return [(await asking.picture(each.file.read, each.filename))[0] for each in uploads]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, TypeVar
 
 from fastapi import Depends, Request
 
+from mmsearch.retrieval.web.explanations import Explanations
+from mmsearch.retrieval.web.indexing import Runs
 from mmsearch.retrieval.web.metrics import Metrics
 from mmsearch.retrieval.web.settings import Settings
 from mmsearch.retrieval.web.shelf import Shelf
@@ -32,12 +34,16 @@ class Services:
         settings: what is allowed.
         metrics: what is counted.
         slow: what runs beside the event loop, and is not answered in batches.
+        explanations: why pictures match, the latest of them kept.
+        runs: indexing, where it is allowed.
     """
 
     shelf: Shelf
     settings: Settings
     metrics: Metrics
     slow: SlowLane
+    explanations: Explanations = field(default_factory=Explanations)
+    runs: Runs = field(default_factory=Runs)
 
     async def in_thread(self, work: Callable[[], _Told]) -> _Told:
         """Run what takes long beside the event loop, a few at a time.
@@ -49,6 +55,7 @@ class Services:
 
     def close(self) -> None:
         """Answer what waits, then release every library."""
+        self.runs.close()
         self.slow.close()
         self.shelf.close()
 

@@ -20,6 +20,8 @@ class Limits:
         answers: the most answers in one response; further ones come with `offset`.
         depth: the last answer of a question that can be had.
         text: the longest question, in characters.
+        export_items: pictures that one export may have.
+        export_bytes: what the pictures of one export may weigh together.
         requests: requests that are worked on at a time; further ones are told to come back.
         waiting: questions that may wait for an engine; further ones are told to come back.
         rate: requests a second that one address may send, on average; 0 for any number.
@@ -38,6 +40,8 @@ class Limits:
     answers: int = 200
     depth: int = 100_000
     text: int = 2_000
+    export_items: int = 1_000
+    export_bytes: int = 4096 * MIB
     requests: int = 512
     waiting: int = 256
     rate: float = 0.0

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
-from collections import OrderedDict
-from dataclasses import dataclass, replace
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from mmsearch.errors import MmsearchError
 from mmsearch.retrieval.engine import open_engine
 from mmsearch.retrieval.request import SearchRequest
 from mmsearch.retrieval.web.batching import Batcher
+from mmsearch.retrieval.web.long_lists import FIRST, FURTHER, LongLists, Page, Step, key_of
 from mmsearch.retrieval.web.thumbnail_cache import ThumbnailCache
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
 
     from mmsearch.retrieval.engine import SearchEngine
     from mmsearch.retrieval.schema import Results
@@ -27,20 +27,14 @@ __all__ = ["Request", "Served", "Shelf", "UnknownLibrary"]
 Request = dict[str, Any]
 """Keyword arguments of `SearchEngine.search`."""
 
-RUNGS = (500, 5_000, 50_000)
-"""Lengths of the lists that pages are cut from: the next is made when one is read to its end."""
-KEPT = 16
-"""Long lists that are kept, of the latest questions."""
+RERANKED = 50
+"""Answers of a long list that are reranked, where nobody says how many."""
+SORTED = 1_000
+"""Answers to words or pictures that are had in another order than the best first."""
 
 
 class UnknownLibrary(MmsearchError):
     """No library of this server has that name."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Long:
-    stamp: str
-    results: Results
 
 
 class Served:
@@ -64,8 +58,8 @@ class Served:
             waiting=settings.limits.waiting,
             batched=batched,
         )
-        self._long: OrderedDict[str, _Long] = OrderedDict()
-        self._lock = Lock()
+        self._long = LongLists(settings.limits.depth)
+        self._slow = ThreadPoolExecutor(1, thread_name_prefix="mmsearch-long")
 
     @property
     def root(self) -> Path:
@@ -91,35 +85,73 @@ class Served:
         """
         return await self._batcher.ask(request)
 
-    async def page(self, request: Request, offset: int, k: int) -> Results:
+    async def page(
+        self, request: Request, offset: int, k: int, without: Collection[int] = ()
+    ) -> Page:
         """Return answers `offset + 1` to `offset + k` of a question.
 
         They come from one long list, so that pages fit together; it is kept while the library
-        stays as it is.
+        stays as it is. Further answers than the first are neither grouped nor spread, and words in
+        captions and names do not count for them.
+
+        Args:
+            request: the question; its `k` does not count.
+            offset: at least 0.
+            k: at least 1.
+            without: ids of pictures that are left out.
 
         Raises:
             MmsearchError: as from `SearchEngine.search`.
             Busy: too many wait.
             Closed: the server is going down.
         """
-        end = min(offset + k, self.limits.depth)
-        rungs = [rung for rung in RUNGS if rung < self.limits.depth]
-        depth = next((rung for rung in rungs if rung >= end), self.limits.depth)
-        key = repr((depth, sorted(request.items(), key=lambda item: item[0])))
         stamp = self.engine.library.catalog.stamp()
-        with self._lock:
-            known = self._long.get(key)
-        if known is None or known.stamp != stamp:
-            known = _Long(stamp, await self.search(request | {"k": depth}))
-            with self._lock:
-                self._long[key] = known
-                while len(self._long) > KEPT:
-                    self._long.popitem(last=False)
-        return replace(known.results, hits=known.results.hits[offset:end])
+        key = key_of(request | {"k": 0}, without)
+        return await self._long.page(key, stamp, self._steps(request), offset, k, without=without)
+
+    async def listed(self, key: str, ask: Callable[[int], Results], offset: int, k: int) -> Page:
+        """Return a page of what `ask` returns for a count, as `page` does.
+
+        Raises:
+            MmsearchError: as from `ask`.
+        """
+
+        async def asked(count: int) -> Results:
+            return await self._beside(lambda: ask(count))
+
+        counts = (*FIRST, *FURTHER, self.limits.depth)
+        steps = [Step(count, asked) for count in counts]
+        return await self._long.page(key, self.engine.library.catalog.stamp(), steps, offset, k)
+
+    def _steps(self, request: Request) -> list[Step]:
+        plain = request | {"group": False, "diversity": 0.0, "rerank": None, "rerank_depth": None}
+        plain |= {"rerank_budget_ms": None, "words": False}
+
+        async def asked(count: int) -> Results:
+            return await self.search(request | {"k": count})
+
+        async def further(count: int) -> Results:
+            return await self._beside(lambda: self.engine.search(**plain | {"k": count}))
+
+        of_content = request.get("text") is not None or request.get("image") is not None
+        if of_content and request.get("sort") is not None:
+            # What is in another order than the best first has no further answers.
+            return [Step(SORTED, asked)]
+        first = [*FIRST]
+        if request.get("rerank") is not None:
+            first = [request.get("rerank_depth") or RERANKED]
+        steps = [Step(count, asked) for count in first[:-1]]
+        steps.append(Step(first[-1], asked, kept=of_content))
+        return [*steps, *(Step(count, further) for count in (*FURTHER, self.limits.depth))]
+
+    async def _beside(self, work: Callable[[], Results]) -> Results:
+        """Run what takes long beside the queue, one at a time: short questions go on meanwhile."""
+        return await asyncio.wrap_future(self._slow.submit(work))
 
     def close(self) -> None:
         """Answer what waits, then release the library."""
         self._batcher.close()
+        self._slow.shutdown(cancel_futures=True)
         self.thumbnails.close()
         self.engine.close()
 

@@ -11,11 +11,16 @@ from pydantic import BaseModel, ConfigDict, Field
 from mmsearch.retrieval.schema import Fusion, SortKey, Strategy, Target
 
 __all__ = [
+    "REFERENCE",
     "Answer",
     "Explained",
+    "ExportForm",
     "Failure",
     "Health",
+    "IndexRequest",
+    "Indexing",
     "Item",
+    "ItemName",
     "LibraryStatus",
     "RecommendRequest",
     "SearchForm",
@@ -25,11 +30,12 @@ __all__ = [
     "Status",
 ]
 
+REFERENCE = r"^[^/]+/[0-9]{1,18}$"
 ItemName = Annotated[
     str,
     Field(
         description="A picture of a library: `NAME/ID`, as answers have it in `library` and `id`.",
-        pattern=r"^[^/]+/[0-9]{1,18}$",
+        pattern=REFERENCE,
     ),
 ]
 # In JSON `false` is no number, and `"10"` is none; in an address everything is text.
@@ -52,7 +58,9 @@ class Paged(Parameters):
         None,
         ge=0,
         description="Skip as many answers. With it, even 0, answers are those of one long list "
-        "that is kept, so that pages fit together.",
+        "that is kept, so that pages fit together. The first 500 are grouped and spread as asked "
+        "(50, or `rerank_depth`, are reranked); what follows has the order of vectors alone. "
+        "Answers to words that are put in another order with `sort` end after 1,000.",
     )
     library: list[str] = Field(
         default_factory=list, description="Names of libraries; all of them if none is given."
@@ -147,11 +155,56 @@ class RecommendRequest(Parameters):
     half_life_days: Number = Field(30.0, gt=0)
 
 
+class ExportForm(Parameters):
+    """Pictures to take away."""
+
+    items: list[str] = Field(
+        min_length=1,
+        description="Pictures in their order, each `NAME/ID`; several may stand in one field, with "
+        "commas between them.",
+    )
+    form: Literal["zip", "csv", "json", "html"] = Field(
+        description="`zip`: the files themselves, named by rank. `html`: a contact sheet. `csv`, "
+        "`json`: what is known of them."
+    )
+
+
+class IndexRequest(Parameters):
+    """What shall be indexed again."""
+
+    library: str = Field(description="The library's name.")
+
+
+class Indexed(BaseModel):
+    """How far the indexing of a library is, and what the last run of this server did."""
+
+    library: str
+    running: bool
+    stage: str | None = Field(
+        description="`scan`, `pictures`, `describe`, `captions`, `names` or `index`."
+    )
+    done: int
+    total: int
+    remark: str = Field(description="What holds it up at present; may be empty.")
+    failure: str | None = Field(description="Why the last run failed.")
+    report: dict[str, Any] | None = Field(description="The object of `index --json`.")
+
+
+class Indexing(BaseModel):
+    """Indexing of every library."""
+
+    schema_: int = Field(1, alias="schema")
+    libraries: list[Indexed]
+
+
 class Group(BaseModel):
     """Near-duplicates that count as one answer."""
 
     size: int
     others: list[str]
+    ids: list[int | None] = Field(
+        default_factory=list, description="Their keys, in the order of `others`."
+    )
 
 
 class Answered(BaseModel):
@@ -206,6 +259,9 @@ class Answer(BaseModel):
     rerank: Reranked | None
     nearest: Answered | None
     offset: int
+    total: int | None = Field(
+        None, description="With `offset`: how many answers there are, once that is known."
+    )
     results: list[Answered]
 
 
