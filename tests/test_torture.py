@@ -37,6 +37,7 @@ from tests.torture import Kind, Outcome
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="its names and files are POSIX's")
 
+ROOT = Path(__file__).parents[1]
 LARGEST_HASHED = 1 << 26
 MEMORY = 1_200 << 20
 """Bytes: the encoder and its libraries take about half of it, the largest pictures the rest."""
@@ -136,6 +137,15 @@ def test_there_are_many_kinds_and_each_is_one() -> None:
     assert len({kind.path for kind in torture.KINDS}) == len(torture.KINDS)
     assert len({kind.title for kind in torture.KINDS}) == len(torture.KINDS)
     assert {kind.outcome for kind in torture.KINDS} == set(Outcome)
+
+
+def test_the_documents_tell_of_every_kind() -> None:
+    told = (ROOT / "docs" / "reliability.md").read_text("utf-8")
+    # To bring it up to date: python tests/torture.py
+    assert told.partition("<!-- table -->\n")[2].partition("<!-- /table -->")[0] == torture.table()
+    count = f"{len(torture.KINDS)} kinds"
+    assert f"| kinds of things tried in one folder | {len(torture.KINDS)} |" in told
+    assert count in (ROOT / "tests" / "README.md").read_text("utf-8")
 
 
 def test_making_the_folder_twice_makes_the_same(tmp_path: Path, tortured: Tortured) -> None:
