@@ -3,7 +3,8 @@
 No weights are downloaded: both get random ones, as in `bench_peers.py`, which tells as well what is
 read, what stops a run, and whether a picture is seen the right way round: of all references and the
 eight orientations of the scene, embedded by the same program, its vector must be nearest to the one
-it shows. `mmsearch index` (its bundled model) is held to the same; its tests demand more.
+it shows. What does not end well is run once more without what stops both: folders that are links to
+each other, and folders too deep for any path. `mmsearch index` (its bundled model) is held to the same; its tests demand more.
 
     python -m venv PEER && PEER/bin/pip install rclip==3.3.0
     python -m venv OTHER && OTHER/bin/pip install clip-retrieval==2.45.0 "setuptools<81"
@@ -147,6 +148,32 @@ def judged(found: Vectors, references: Vectors, names: dict[str, str], kinds: li
     }
 
 
+STOPPERS = ("files/loop", "files/abyss")
+
+
+def both_ways(run_on: Any, folder: Path, plain: Path, names: Any, kinds: list[Kind]) -> Any:
+    """Have a program index the folder, and again without what stops programs if it does not end.
+
+    Args:
+        run_on: takes a folder and a name; returns how it ended, and the vectors.
+    """
+    _, references = run_on(plain, "shown")
+    ended, found = run_on(folder, "all")
+    told = ended | judged(found, references, names, kinds)
+    if ended["ended"] == "exit code 0":
+        return told
+    aside = folder.parent / "set aside"
+    aside.mkdir()
+    for path in STOPPERS:
+        (folder / path).rename(aside / Path(path).name)
+    ended, found = run_on(folder, "without")
+    for path in STOPPERS:
+        (aside / Path(path).name).rename(folder / path)
+    aside.rmdir()
+    rest = [kind for kind in kinds if not kind.path.startswith(STOPPERS)]
+    return told | {"without what stops both": ended | judged(found, references, names, rest)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--rclip", type=Path)
@@ -171,35 +198,31 @@ def main() -> None:
             random_checkpoint(RCLIP_MODEL, weights)
             rclip_data(weights, here / "rclip")
             program = [str(python), "-m", "rclip", "a dog", "--top", "1"]
-            each = []
-            for photos in (folder, plain):
-                data = here / f"rclip {photos.name}"
+
+            def rclip(photos: Path, name: str) -> tuple[dict[str, Any], Vectors]:
+                data = here / f"rclip {name}"
                 data.mkdir()
                 for made in (here / "rclip").iterdir():
                     (data / made.name).symlink_to(made)
                 ended = run(program, options.seconds, PWD=str(photos), RCLIP_DATADIR=str(data))
-                each.append((ended, vectors_of_rclip(photos, data)))
-            figures["rclip"] = (
-                {"version": version_of(python, "rclip")}
-                | each[0][0]
-                | judged(each[0][1], each[1][1], names, kinds)
-            )
+                return ended, vectors_of_rclip(photos, data)
+
+            figures["rclip"] = {"version": version_of(python, "rclip")}
+            figures["rclip"] |= both_ways(rclip, folder, plain, names, kinds)
 
         if options.clip_retrieval:
             python, weights = options.clip_retrieval.absolute(), here / "b32.pt"
             random_checkpoint(MODEL, weights)
-            each = []
-            for photos in (folder, plain):
-                out = here / f"clip-retrieval {photos.name}"
+
+            def clip_retrieval(photos: Path, name: str) -> tuple[dict[str, Any], Vectors]:
+                out = here / f"clip-retrieval {name}"
                 model = f"open_clip:{MODEL}/{weights}"
-                program = [str(python), "-c", CLIP_RETRIEVAL, str(photos), str(out), model]
-                ended = run(program, options.seconds)
-                each.append((ended, vectors_of_clip_retrieval(photos, out)))
-            figures["clip-retrieval"] = (
-                {"version": version_of(python, "clip-retrieval")}
-                | each[0][0]
-                | judged(each[0][1], each[1][1], names, kinds)
-            )
+                arguments = (str(photos), str(out), model)
+                ended = run([str(python), "-c", CLIP_RETRIEVAL, *arguments], options.seconds)
+                return ended, vectors_of_clip_retrieval(photos, out)
+
+            figures["clip-retrieval"] = {"version": version_of(python, "clip-retrieval")}
+            figures["clip-retrieval"] |= both_ways(clip_retrieval, folder, plain, names, kinds)
     write_report("torture", figures)
 
 
