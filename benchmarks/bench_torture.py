@@ -4,7 +4,8 @@ No weights are downloaded: both get random ones, as in `bench_peers.py`, which t
 read, what stops a run, and whether a picture is seen the right way round: of all references and the
 eight orientations of the scene, embedded by the same program, its vector must be nearest to the one
 it shows. What does not end well is run once more without what stops both: folders that are links to
-each other, and folders too deep for any path. `mmsearch index` (its bundled model) is held to the same; its tests demand more.
+each other, and folders too deep for any path. `mmsearch index` (its bundled model) is held to the
+same; its tests demand more.
 
     python -m venv PEER && PEER/bin/pip install rclip==3.3.0
     python -m venv OTHER && OTHER/bin/pip install clip-retrieval==2.45.0 "setuptools<81"
