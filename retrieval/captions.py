@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from hashlib import blake2b
 from pathlib import Path
+from stat import S_ISREG
 
 from mmsearch.retrieval.metadata import clean_caption
 from mmsearch.retrieval.schema import Caption
@@ -36,6 +37,8 @@ def read_sidecar(path: Path) -> list[Caption]:
     is a courtesy: a broken one never keeps its picture from being indexed.
     """
     try:
+        if not S_ISREG(path.stat().st_mode):
+            return []  # To open a pipe is to wait for whoever writes to it.
         with path.open("rb") as file:
             content = file.read(MAX_SIDECAR_BYTES)
     except OSError:

@@ -21,7 +21,7 @@ from mmsearch.retrieval.captions import sidecar_names
 from mmsearch.retrieval.containers import CONTAINER_SUFFIXES
 from mmsearch.retrieval.pair_formats import CAPTION_COLUMNS, PATH_COLUMNS
 from mmsearch.retrieval.parquet_files import has_pictures, read_paths
-from mmsearch.retrieval.scan import FoundFile, Scan, sidecar_fingerprint
+from mmsearch.retrieval.scan import FoundFile, Scan, sidecar_fingerprint, size_and_time
 from mmsearch.retrieval.tar_files import TAR_ENDINGS, expand_pattern
 
 __all__ = ["STANDARD_INPUT", "Listed", "list_of", "read_list", "scan_listed"]
@@ -127,11 +127,11 @@ def _look_at(file: Path, path: str, found: Scan) -> None:
     elif not S_ISREG(status.st_mode):
         found.unusable[path] = "not an ordinary file"
     elif file.suffix.lower() in CONTAINER_SUFFIXES or file.name.lower().endswith(TAR_ENDINGS):
-        found.containers[path] = status.st_size, status.st_mtime_ns
+        found.containers[path] = size_and_time(status)
     else:
         beside = {name: file.with_name(name) for name in sidecar_names(file.name)}
         sidecars = sidecar_fingerprint(file.name, beside)
-        found.files[path] = FoundFile(status.st_size, status.st_mtime_ns, sidecars)
+        found.files[path] = FoundFile(*size_and_time(status), sidecars)
 
 
 def _listed(rows: Iterable[tuple[str, Sequence[str]]], beside: Path) -> Listed:

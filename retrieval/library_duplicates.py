@@ -28,6 +28,7 @@ from mmsearch.retrieval.duplicate_groups import Duplicates, Group, Kind, Member,
 from mmsearch.retrieval.duplicates import bursts, groups, likeness, seconds_of, short_of_candidates
 from mmsearch.retrieval.library import Library
 from mmsearch.retrieval.media import open_picture, read_bytes, upright_rgb
+from mmsearch.retrieval.scan import size_and_time
 from mmsearch.retrieval.schema import Target
 
 if TYPE_CHECKING:
@@ -309,7 +310,7 @@ def _look_at(root: Path, picture: Picture, container: str | None) -> _State:
         status, own = path.stat(), path.lstat()
     except (OSError, ValueError):
         return _State(same=False)
-    same = status.st_mtime_ns == picture.mtime_ns
+    same = size_and_time(status)[1] == picture.mtime_ns
     if container is not None:
         return _State(same)
     return _State(

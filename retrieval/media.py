@@ -12,10 +12,11 @@ import re
 from functools import cache
 from pathlib import Path
 
-import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from mmsearch.errors import MediaError
+from mmsearch.retrieval.intact import PNG_START, check_jpeg, check_png, without_packed_texts
+from mmsearch.retrieval.rgb import to_rgb
 
 __all__ = [
     "MAX_FILE_BYTES",
@@ -65,18 +66,18 @@ def read_bytes(path: Path) -> bytes:
             # A buffer of the file's size: one of the limit's costs more than the reading. One byte
             # more, to see a file that grows.
             size = os.fstat(file.fileno()).st_size
-            data = file.read(min(size, MAX_FILE_BYTES) + 1)
+            data = b"" if size > MAX_FILE_BYTES else file.read(size + 1)
             if len(data) > size:
                 data += file.read(MAX_FILE_BYTES + 1 - len(data))
     except FileNotFoundError as error:
         raise MediaError("vanished", "the file disappeared while it was being read") from error
     except OSError as error:
         raise MediaError("unreadable", f"the file cannot be read: {error.strerror}") from error
-    if not data:
-        raise MediaError("empty", "the file has zero bytes")
-    if len(data) > MAX_FILE_BYTES:
+    if max(size, len(data)) > MAX_FILE_BYTES:
         limit = f"{MAX_FILE_BYTES >> 20} MiB"
         raise MediaError("too-large", f"the file is larger than {limit}, the most that is read")
+    if not data:
+        raise MediaError("empty", "the file has zero bytes")
     return data
 
 
@@ -85,11 +86,12 @@ def open_picture(data: bytes) -> Image.Image:
 
     Raises:
         MediaError: the bytes are no picture (`not-an-image`), one with more than `MAX_PIXELS`
-            pixels (`too-large`), or the header is cut off or broken (`damaged`).
+            pixels (`too-large`), the header is cut off or broken (`damaged`), or the file is known
+            not to be whole although it would decode (see `intact`).
     """
     _register_heif()
     try:
-        image = Image.open(io.BytesIO(data), formats=_FORMATS)
+        image = _opened(data)
     except Image.DecompressionBombError as error:
         pixels = re.search(r"\((\d+) pixels\)", str(error))
         if pixels and int(pixels[1]) > MAX_PIXELS:
@@ -108,6 +110,10 @@ def open_picture(data: bytes) -> Image.Image:
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise MediaError("too-large", _too_large(width * height, f"{width}×{height}"))
+    if image.format == "PNG":
+        check_png(data)
+    elif image.format in {"JPEG", "MPO"}:
+        check_jpeg(data)
     return image
 
 
@@ -126,7 +132,9 @@ def orientation(image: Image.Image) -> int:
 
 
 def upright_rgb(image: Image.Image, *, at_least: int | None = None) -> Image.Image:
-    """Decode an opened picture to RGB, upright, its first frame, transparency over white.
+    """Decode an opened picture to RGB, upright, transparency over white.
+
+    Of several frames or pages the first is taken, in a HEIC the one that it says is the picture.
 
     Args:
         image: what `open_picture` returned.
@@ -140,9 +148,9 @@ def upright_rgb(image: Image.Image, *, at_least: int | None = None) -> Image.Ima
     try:
         if at_least is not None:
             image.draft(None, (at_least, at_least))
-        image.seek(0)
+        image.seek(_main_frame(image))
         image.load()
-        rgb = _to_rgb(image)
+        rgb = to_rgb(image)
         if turn != 1:
             rgb = rgb.transpose(_TURNS[turn])
             # The tag would turn it once more if it came back here.
@@ -174,6 +182,26 @@ def _register_heif() -> None:
     register_heif_opener(thumbnails=False)
 
 
+def _opened(data: bytes) -> Image.Image:
+    try:
+        return Image.open(io.BytesIO(data), formats=_FORMATS)
+    except ValueError:
+        # A text or a profile that unpacks to more than Pillow allows says nothing of the pixels.
+        if not data.startswith(PNG_START):
+            raise
+        return Image.open(io.BytesIO(without_packed_texts(data)), formats=_FORMATS)
+
+
+def _main_frame(image: Image.Image) -> int:
+    """Return which frame of an opened picture is meant."""
+    if image.format == "HEIF":
+        for frame in range(getattr(image, "n_frames", 1)):
+            image.seek(frame)
+            if image.info.get("primary"):
+                return frame
+    return 0
+
+
 def _begins_like_a_picture(data: bytes) -> bool:
     return data.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"II*\0", b"MM\0*")) or (
         data[4:12] in {b"ftypavif", b"ftypavis", b"ftypheic", b"ftypheix", b"ftypmif1"}
@@ -192,28 +220,3 @@ def _describe(data: bytes) -> str:
     if start.startswith((b"<svg", b"<?xml")):
         return "not an image that is read here: the file holds XML or SVG"
     return "not an image in any format that is read here"
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB" and "transparency" not in image.info:
-        return image
-    if image.mode.startswith("I") or image.mode == "F":
-        return _high_depth_to_rgb(image)
-    if image.mode in {"RGBA", "LA", "PA", "La", "RGBa"} or "transparency" in image.info:
-        layer = image.convert("RGBA")
-        ground = Image.new("RGB", layer.size, "white")
-        ground.paste(layer, mask=layer.getchannel("A"))
-        return ground
-    return image.convert("RGB")
-
-
-def _high_depth_to_rgb(image: Image.Image) -> Image.Image:
-    # Pillow's own conversion clips 16-bit grey at 255, which turns photos white.
-    values = np.asarray(image, dtype=np.float32)
-    if image.mode.startswith("I;16"):
-        values = values / 257.0
-    else:
-        low, high = float(values.min()), float(values.max())
-        if low < 0 or high > 255:
-            values = (values - low) * (255.0 / max(high - low, 1e-9))
-    return Image.fromarray(values.clip(0, 255).round().astype(np.uint8)).convert("RGB")

@@ -1,7 +1,8 @@
 """Reading pictures ahead of the encoder: files in, pixels and facts out, in order.
 
 Threads read, hash and decode (Pillow's decoders let go of the interpreter's lock) a bounded number
-of files ahead, and never more than `media.MAX_PIXELS` pixels at once. How many of them work at the
+of files ahead, and never more than `media.MAX_PIXELS` pixels and `media.MAX_FILE_BYTES` bytes of
+files at once. How many of them work at the
 same time is for `Workers` to find out.
 """
 
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from mmsearch.errors import MediaError
 from mmsearch.retrieval.captions import read_sidecar, sidecar_names
 from mmsearch.retrieval.media import (
+    MAX_FILE_BYTES,
     MAX_PIXELS,
     open_picture,
     orientation,
@@ -85,6 +87,7 @@ class PictureReader:
         self._encoder = encoder
         self._contents = contents
         self._pixels = _Budget(MAX_PIXELS)
+        self._bytes = _Budget(MAX_FILE_BYTES)
         self._pace = pace or Pace()
         self._workers = workers or Workers()
         self._stopped = False
@@ -121,7 +124,9 @@ class PictureReader:
         with self._workers.place():
             if self._stopped:
                 raise CancelledError
-            with self._pace.at_work(Stage.DECODE):
+            # What lies in a container may not know its size before it is read.
+            held = 0 if file.place else min(file.size, MAX_FILE_BYTES)
+            with self._bytes.spend(held), self._pace.at_work(Stage.DECODE):
                 try:
                     return self._read(path, file)
                 except MediaError as error:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from errno import ELOOP, ENOENT
 from pathlib import Path
-from stat import S_ISDIR
+from stat import S_ISDIR, S_ISREG
 
 from pathspec import GitIgnoreSpec
 
@@ -17,7 +17,15 @@ from mmsearch.retrieval.captions import fingerprint, sidecar_names
 from mmsearch.retrieval.containers import CONTAINER_SUFFIXES, Place, folders_of, list_contents
 from mmsearch.retrieval.media import SUFFIXES
 
-__all__ = ["IGNORE_FILE", "FoundFile", "Scan", "scan", "sidecar_fingerprint", "would_list"]
+__all__ = [
+    "IGNORE_FILE",
+    "FoundFile",
+    "Scan",
+    "scan",
+    "sidecar_fingerprint",
+    "size_and_time",
+    "would_list",
+]
 
 IGNORE_FILE = ".mmsearchignore"
 """At the library's root, in the syntax of `.gitignore`."""
@@ -185,10 +193,10 @@ def _visit(
                 (found.unusable if lost else found.unreadable)[path] = reason
             continue
         if _is_container_name(name):
-            found.containers[path] = status.st_size, status.st_mtime_ns
+            found.containers[path] = size_and_time(status)
             continue
         sidecars = sidecar_fingerprint(name, by_name)
-        found.files[path] = FoundFile(status.st_size, status.st_mtime_ns, sidecars)
+        found.files[path] = FoundFile(*size_and_time(status), sidecars)
 
 
 def _is_looked_at(name: str) -> bool:
@@ -201,6 +209,15 @@ def _is_container_name(name: str) -> bool:
 
 def _is_picture_name(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in SUFFIXES  # noqa: PTH122 (a name, in a hot loop)
+
+
+def size_and_time(status: os.stat_result) -> tuple[int, int]:
+    """Return what a file is known again by: its size, and its time in nanoseconds.
+
+    File systems have times beyond the year 2262, which 64 bits of nanoseconds do not: such a time
+    is the last that they have.
+    """
+    return status.st_size, max(-(2**63), min(status.st_mtime_ns, 2**63 - 1))
 
 
 def would_list(path: str) -> bool:
@@ -219,18 +236,24 @@ def sidecar_fingerprint(name: str, by_name: Mapping[str, os.DirEntry[str] | Path
                 status = by_name[candidate].stat()
             except OSError:
                 continue
+            if not S_ISREG(status.st_mode):
+                continue
             parts.append(f"{candidate}:{status.st_size}:{status.st_mtime_ns}")
     return fingerprint(parts)
 
 
 def _ignore_rules(root: Path) -> GitIgnoreSpec:
+    file = root / IGNORE_FILE
+    if os.path.lexists(file) and not os.path.isfile(file):  # noqa: PTH113
+        # To open a pipe is to wait for whoever writes to it.
+        raise SourceError(f"{file} cannot be read: it is no ordinary file. Make it one.")
     try:
-        lines = (root / IGNORE_FILE).read_text(encoding="utf-8-sig", errors="replace").splitlines()
+        lines = file.read_text(encoding="utf-8-sig", errors="replace").splitlines()
     except FileNotFoundError:
         lines = []
     except OSError as error:
-        raise SourceError(f"{root / IGNORE_FILE} cannot be read: {error.strerror}.") from error
+        raise SourceError(f"{file} cannot be read: {error.strerror}.") from error
     try:
         return GitIgnoreSpec.from_lines(lines)
     except ValueError as error:
-        raise SourceError(f"{root / IGNORE_FILE} has a rule that is not valid: {error}.") from error
+        raise SourceError(f"{file} has a rule that is not valid: {error}.") from error

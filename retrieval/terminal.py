@@ -71,7 +71,14 @@ def print_json(document: dict[str, Any]) -> None:
 
 def printable(text: str) -> str:
     """Return text that cannot steer a terminal or break a line: control characters escaped."""
-    return "".join(c if c.isprintable() or _is_raw_byte(c) else repr(c)[1:-1] for c in text)
+    return "".join(c if c.isprintable() or "\udca0" <= c <= "\udcff" else _escaped(c) for c in text)
+
+
+def _escaped(character: str) -> str:
+    # Raw bytes from 0x80 to 0x9f steer terminals that do not read UTF-8.
+    if _is_raw_byte(character):
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    return repr(character)[1:-1]
 
 
 @contextmanager

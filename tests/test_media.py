@@ -19,6 +19,7 @@ from PIL import Image
 from mmsearch.errors import MediaError
 from mmsearch.retrieval import media
 from mmsearch.retrieval.media import load_rgb, open_picture, orientation, read_bytes, upright_rgb
+from mmsearch.retrieval.rgb import to_rgb
 
 # How the camera was held: what it stores is the upright picture after this change.
 STORED_AS = {
@@ -222,6 +223,86 @@ def test_of_several_frames_the_first_is_taken(format_: str) -> None:
     assert np.abs(pixels(upright_rgb(image)) - pixels(corners())).mean() < 12
 
 
+@pytest.mark.parametrize("primary", [0, 1, 2])
+def test_of_a_heic_the_picture_is_taken_that_it_says_is_meant(primary: int) -> None:
+    sizes = [(64, 48), (48, 32), (80, 64)]
+    first, *others = (Image.new("RGB", size, "black") for size in sizes)
+    several = [first, *others]
+    several[primary] = corners(sizes[primary])
+    data = encoded(
+        several[0], "HEIF", save_all=True, append_images=several[1:], primary_index=primary
+    )
+    image = open_picture(data)
+    assert image.size == sizes[primary]
+    assert np.abs(pixels(upright_rgb(image)) - pixels(corners(sizes[primary]))).mean() < 12
+
+
+@pytest.mark.parametrize("filling", [b"\0", b"\x55"])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_jpeg_whose_room_was_taken_beforehand_is_not_all_there(
+    filling: bytes, progressive: bool
+) -> None:
+    noise = np.random.default_rng(3).integers(0, 256, (96, 128, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    # As the thumbnail of a camera has it: an end mark before the picture's own pixels.
+    exif[0x010E] = "\xff\xd9"
+    whole = encoded(Image.fromarray(noise), "JPEG", progressive=progressive, exif=exif)
+    for kept in (0.3, 0.6, 0.95):
+        assert kind_of(whole[: int(len(whole) * kept)].ljust(len(whole), filling)) == "truncated"
+    np.testing.assert_array_equal(decoded(whole + filling * 999), decoded(whole))
+
+
+def test_a_png_whose_pixels_changed_is_damaged() -> None:
+    whole = encoded(corners((480, 320)), "PNG")
+    at = whole.index(b"IDAT") + 4
+    kinds = set()
+    for place in range(at, len(whole) - 16, 7):
+        changed = bytearray(whole)
+        changed[place] ^= 0x10
+        kinds.add(kind_of(bytes(changed)))
+    assert kinds == {"damaged"}
+
+
+@pytest.mark.parametrize("name", [b"zTXt", b"iCCP"])
+def test_what_a_text_unpacks_to_says_nothing_of_the_pixels(name: bytes) -> None:
+    whole = encoded(corners(), "PNG")
+    bomb = chunk(name, b"x\0\0" + zlib.compress(bytes(70 << 20)))
+    np.testing.assert_array_equal(decoded(whole[:33] + bomb + whole[33:]), pixels(corners()))
+
+
+def test_numbers_that_are_none_are_white_and_leave_the_others_alone() -> None:
+    values = np.array([[-1000, 0, 1000, np.nan, np.inf]], dtype=np.float32)
+    rows = decoded(encoded(Image.fromarray(values), "TIFF"))
+    assert rows[0, :, 0].tolist() == [0, 128, 255, 255, 255]
+    nothing = np.full((2, 2), np.nan, dtype=np.float32)
+    assert (decoded(encoded(Image.fromarray(nothing), "TIFF")) == 255).all()
+
+
+def test_a_transparent_shade_of_16_bits_is_white() -> None:
+    values = np.array([[0, 257, 65535]], dtype=np.uint16)
+    image = Image.fromarray(values)
+    rows = decoded(encoded(image, "PNG", transparency=257))
+    assert rows[0, :, 0].tolist() == [0, 255, 255]
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "I;16", "F"])
+def test_bands_make_no_difference(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.random.default_rng(4).integers(0, 256, (50, 33, 4), dtype=np.uint8)
+    image = Image.fromarray(values)
+    if mode == "F":
+        image = Image.fromarray(values[..., 0].astype(np.float32) * 9 - 400)
+    elif mode == "I;16":
+        image = Image.fromarray(values[..., 0].astype(np.uint16) * 200)
+    elif mode == "P":
+        image = image.convert("RGB").quantize(200)
+        image.info["transparency"] = bytes(range(200))
+    else:
+        image = image.convert(mode)
+    whole = pixels(to_rgb(image))
+    monkeypatch.setattr("mmsearch.retrieval.rgb.BAND_PIXELS", 100)
+    np.testing.assert_array_equal(pixels(to_rgb(image)), whole)
+
+
 @pytest.mark.parametrize("format_", ["JPEG", "WEBP", "BMP", "AVIF", "HEIF", "JPEG2000", "PPM"])
 def test_every_format_is_read_whatever_the_name_says(format_: str, tmp_path: Path) -> None:
     path = tmp_path / "picture.JPG"
@@ -327,6 +408,12 @@ def test_files_without_content_or_with_too_much(
         with pytest.raises(MediaError) as caught:
             read_bytes(path)
         assert caught.value.kind == kind
+    # It is not read to find that out.
+    sparse = tmp_path / "sparse"
+    with sparse.open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(MediaError, match="larger than 1 MiB"):
+        read_bytes(sparse)
     (tmp_path / "just fits").write_bytes(b"\xff" * (1 << 20))
     assert len(read_bytes(tmp_path / "just fits")) == 1 << 20
 

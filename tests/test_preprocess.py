@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from PIL import Image
 
+from mmsearch.retrieval.encoders import load_encoder
 from mmsearch.retrieval.preprocess import ImagePreprocess, Resize
 
 
@@ -107,3 +110,22 @@ def test_any_shape_becomes_the_square(resize, shape):
     assert pixels.shape == (32, 32, 3)
     assert pixels.dtype == np.uint8
     assert [10, 20, 30] in pixels.reshape(-1, 3).tolist()
+
+
+@pytest.mark.parametrize("size", [(1200, 200), (200, 1200), (30_000, 2)], ids=str)
+def test_the_bundled_encoder_sees_panoramas_and_tall_pictures_whole(size):
+    encoder = load_encoder("compact")
+    transform = ImagePreprocess.from_json(json.loads(encoder.spec.preprocessing))
+    assert transform.seen(*size) == (0, 0, 1, 1)
+    grey = Image.new("RGB", size, (128, 128, 128))
+    ends = grey.copy()
+    width, height = (side // 5 if side == max(size) else side for side in size)
+    ends.paste((230, 20, 20), (0, 0, width, height))
+    ends.paste((20, 20, 230), (size[0] - width, size[1] - height, *size))
+    pixels = encoder.prepare(ends)
+    assert (np.abs(pixels.astype(int) - encoder.prepare(grey)).max(axis=2) > 50).mean() > 0.35
+    without, with_ends = encoder.encode_images([grey, ends])
+    assert without @ with_ends < 0.95
+    # What cuts the middle out, as CLIP does, sees nothing of it.
+    crop = ImagePreprocess(224, Resize.CROP)
+    np.testing.assert_array_equal(crop(ends), crop(grey))

@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mmsearch.errors import SourceError
+from mmsearch.retrieval.captions import read_sidecar
 from mmsearch.retrieval.scan import ALWAYS_IGNORED, IGNORE_FILE, FoundFile, scan
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="needs links, pipes and free names")
@@ -194,6 +195,35 @@ def fingerprint(root: Path) -> str:
     first, again = (scan(root).files["a.jpg"].sidecars for _ in range(2))
     assert first == again
     return first
+
+
+@posix
+@pytest.mark.parametrize("name", ["a.txt", "a.jpg.json"])
+def test_a_pipe_where_captions_would_be_is_not_waited_for(name: str, tmp_path: Path) -> None:
+    make(tmp_path, "a.jpg")
+    os.mkfifo(tmp_path / name)
+    assert scan(tmp_path).files["a.jpg"].sidecars == ""
+    assert read_sidecar(tmp_path / name) == []
+
+
+@posix
+def test_a_pipe_for_an_ignore_file_is_told(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / IGNORE_FILE)
+    with pytest.raises(SourceError, match="no ordinary file"):
+        scan(tmp_path)
+
+
+@pytest.mark.parametrize("time", [2**63, 13_569_465_600 * 10**9])
+def test_times_beyond_64_bits_fit_the_catalog(time: int, tmp_path: Path) -> None:
+    make(tmp_path, "a.jpg", "b.tar")
+    try:
+        for name in ("a.jpg", "b.tar"):
+            os.utime(tmp_path / name, ns=(0, time))
+    except (OSError, OverflowError):
+        pytest.skip("this file system has no such times")
+    found = scan(tmp_path)
+    assert found.files["a.jpg"].mtime_ns <= 2**63 - 1
+    assert found.containers["b.tar"][1] <= 2**63 - 1
 
 
 @posix

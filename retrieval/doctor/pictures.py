@@ -11,6 +11,7 @@ from mmsearch.errors import MediaError, quoted
 from mmsearch.retrieval.catalog import KnownFile
 from mmsearch.retrieval.containers import is_there, openable
 from mmsearch.retrieval.doctor.finding import Finding, Part
+from mmsearch.retrieval.scan import size_and_time
 from mmsearch.retrieval.schema import Target
 from mmsearch.retrieval.thumbnails import picture_bytes
 
@@ -106,7 +107,7 @@ def _changed(library: Library, path: str, file: KnownFile) -> bool:
         status = (library.root / path).stat()
     except (OSError, ValueError):
         return False
-    return (status.st_size, status.st_mtime_ns) != (file.size, file.mtime_ns)
+    return size_and_time(status) != (file.size, file.mtime_ns)
 
 
 def _other_content(library: Library, known: dict[str, KnownFile]) -> tuple[int, list[str]]:
