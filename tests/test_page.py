@@ -235,7 +235,7 @@ def test_typing_aborts_what_was_asked_before_and_is_one_step_back(visit):
     page.on("request", lambda request: "/page/answer" in request.url and asked.append(request.url))
     page.click("#q")
     page.keyboard.type("sea", delay=10)
-    until(page, "document.body.classList.contains('asking')")
+    until(page, "location.search === '?q=sea'")
     page.keyboard.type(" gull", delay=10)
     until(page, "location.search === '?q=sea+gull'")
     settled(page)

@@ -152,7 +152,7 @@ def test_an_archive_holds_the_files_byte_for_byte_and_says_what_is_missing(serve
             if name != "blue.png"
         }
         told = archive.read("skipped.txt").decode()
-        assert told == "blue.png: gone since it was indexed\n"
+        assert told == "blue.png: it is gone since it was indexed\n"
         names = [name for name in archive.namelist() if name != "skipped.txt"]
         assert {name: archive.read(name) for name in names} == expected
 

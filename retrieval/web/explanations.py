@@ -10,6 +10,8 @@ from mmsearch.retrieval.filters import split_inline
 from mmsearch.retrieval.web.files import file_of, item_of
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from mmsearch.retrieval.explanation import Explanation
     from mmsearch.retrieval.web.services import Services
 
@@ -23,7 +25,7 @@ class Explanations:
     """The latest explanations of a server. To be used from one event loop."""
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[tuple[str, int, str, str], Explanation] = OrderedDict()
+        self._kept: OrderedDict[tuple[str, int, str, str, object], Explanation] = OrderedDict()
 
     async def get(self, services: Services, library: str, id_: int, text: str) -> Explanation:
         """Return why a picture matches words.
@@ -37,7 +39,7 @@ class Explanations:
             raise QueryError(f"A text of more than {most:,} characters is not taken here.")
         served = services.shelf[library]
         file = file_of(served, item_of(served, id_))
-        key = library, id_, text, served.engine.library.catalog.stamp()
+        key = library, id_, text, served.engine.library.catalog.stamp(), _facts(file)
         found = self._kept.get(key)
         if found is None:
             words = split_inline(text)[0]
@@ -46,3 +48,12 @@ class Explanations:
             while len(self._kept) > KEPT:
                 self._kept.popitem(last=False)
         return found
+
+
+def _facts(file: Path) -> object:
+    """Return what changes with a file: one that is gone, or another, is explained anew."""
+    try:
+        facts = file.stat()
+    except OSError:
+        return None
+    return facts.st_size, facts.st_mtime_ns

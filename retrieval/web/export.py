@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,25 @@ class _Chosen:
     record: dict[str, Any]
     picture: Picture
     file: Path | MediaError
+
+    @property
+    def current(self) -> Path | MediaError:
+        """The file, if it still holds what was indexed."""
+        try:
+            self.content()
+        except MediaError as error:
+            return error
+        return self.file
+
+    def content(self) -> tuple[Path, os.stat_result] | bytes:
+        """Return where the content lies, see `content_of`.
+
+        Raises:
+            MediaError: it is gone or changed, or may not be handed out.
+        """
+        if isinstance(self.file, MediaError):
+            raise self.file
+        return content_of(self.file, self.picture)
 
 
 class Export:
@@ -98,7 +118,7 @@ class Export:
         count = len(self._chosen)
         title = f"{count:,} picture{'' if count == 1 else 's'}"
         libraries = ", ".join(dict.fromkeys(each.record["library"] for each in self._chosen))
-        pictures = ((_row(each.record), each.file, None) for each in self._chosen)
+        pictures = ((_row(each.record), each.current, None) for each in self._chosen)
         for part in sheet(title, libraries, pictures):
             yield part.encode()
 
@@ -118,39 +138,27 @@ class Export:
         for each in self._chosen:
             path: str = each.record["path"]
             try:
-                data, size, when = _opened(each)
+                content = each.content()
             except (MediaError, OSError) as error:
                 skipped.append(f"{readable(path)}: {error}")
                 continue
+            size = len(content) if isinstance(content, bytes) else content[1].st_size
             if size > left:
                 skipped.append(f"{readable(path)}: the archive would be too large")
                 continue
             left -= size
-            inside = isinstance(data, bytes)
-            name = name_inside(path, data) if isinstance(data, bytes) else Path(path).name
-            pieces = iter([data]) if isinstance(data, bytes) else _pieces(data)
+            when: tuple[int, ...] | None = None
+            if isinstance(content, bytes):
+                name, pieces = name_inside(path, content), iter([content])
+            else:
+                file, facts = content
+                when = tuple(time.localtime(facts.st_mtime)[:6])
+                name, pieces = path.rpartition("/")[2], _pieces(file)
             # A separator of another system's, or bytes that are no text, would name another place.
             name = readable(short_name(f"{each.record['rank']:0{digits}}-{name}"))
-            yield name.replace("\\", "_"), None if inside else when, pieces
+            yield name.replace("\\", "_"), when, pieces
         if skipped:
             yield SKIPPED, None, iter(["\n".join([*skipped, ""]).encode()])
-
-
-def _opened(chosen: _Chosen) -> tuple[bytes | Path, int, tuple[int, ...]]:
-    """Return a picture's bytes where it lies in another file, else that it can be read.
-
-    Raises:
-        MediaError: it is gone, is another by now, or may not be handed out.
-        OSError: it cannot be read.
-    """
-    if isinstance(chosen.file, MediaError):
-        raise chosen.file
-    found = content_of(chosen.file, chosen.picture)
-    if isinstance(found, bytes):
-        return found, len(found), ()
-    file, facts = found
-    with file.open("rb"):
-        return file, facts.st_size, tuple(time.localtime(facts.st_mtime)[:6])
 
 
 def _pieces(file: Path) -> Iterator[bytes]:

@@ -95,11 +95,12 @@ class Runs:
 
         try:
             report = index(served.root, model=served.engine.encoder, progress=progress)
-            run.report = report.to_json()
+            run.report = report.to_json() | {"library": served.name}
         except _Stopped:
             run.failure = "The server went down; what was indexed is saved."
         except MmsearchError as error:
-            run.failure = str(error)
+            # Where the library lies is nobody's business.
+            run.failure = str(error).replace(str(served.root), served.name)
         except Exception:
             logger.exception("indexing %s failed", served.name)
             run.failure = "Indexing failed for a reason that the server's log tells."

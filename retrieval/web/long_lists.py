@@ -119,10 +119,18 @@ class LongLists:
                 at = long.made
                 while not (steps[at].kept or steps[at].count >= end or at == len(steps) - 1):
                     at += 1
-                step, long.made = steps[at], at + 1
+                step = steps[at]
                 asked = min(step.count, self._depth) + len(without)
                 found = await step.ask(asked)
-                await asyncio.to_thread(long.extend, found, without)
+                extending = asyncio.ensure_future(asyncio.to_thread(long.extend, found, without))
+                try:
+                    await asyncio.shield(extending)
+                except asyncio.CancelledError:
+                    # Whoever asked is gone; the list is for the next, and whole.
+                    await extending
+                    raise
+                finally:
+                    long.made = at + 1
                 last = long.made == len(steps) or step.count >= self._depth
                 long.complete = last or len(found.hits) < asked
         self._forget(key)

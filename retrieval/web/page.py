@@ -13,13 +13,14 @@ from fastapi.responses import HTMLResponse, Response
 from pydantic import Field
 from starlette.exceptions import HTTPException
 
-from mmsearch.errors import MmsearchError
+from mmsearch.errors import MmsearchError, QueryError
 from mmsearch.retrieval.containers import is_there
 from mmsearch.retrieval.web.asking import Asking
 from mmsearch.retrieval.web.assets import assets
 from mmsearch.retrieval.web.batching import Busy, Closed
 from mmsearch.retrieval.web.bodies import FormRoute
 from mmsearch.retrieval.web.drawing import drawn, hit_view, in_page, item_view
+from mmsearch.retrieval.web.failures import discreet
 from mmsearch.retrieval.web.files import located_item
 from mmsearch.retrieval.web.page_state import PageState
 from mmsearch.retrieval.web.responses import Json
@@ -110,7 +111,7 @@ async def why(
     try:
         found = await services.explanations.get(services, library, int(id_), words)
     except MmsearchError as error:
-        failure = str(error)
+        failure = _said(services, error)
     return HTMLResponse(
         drawn("why.html", item=item, words=words, found=found, failure=failure),
         headers={"Cache-Control": "no-store"},
@@ -173,7 +174,7 @@ async def _answer(
     except (Busy, Closed) as error:
         return told | {"failure": f"{str(error).capitalize()}." if str(error) else "Going down."}
     except MmsearchError as error:
-        return told | {"failure": str(error)}
+        return told | {"failure": _said(services, error)}
     several = len(found["libraries"]) > 1
     most = min(found["considered"], services.settings.limits.depth)
     return told | {
@@ -212,5 +213,9 @@ async def _detail(services: Services, state: PageState, item: str) -> dict[str, 
         told |= item_view(served, found, there=there, here=here)
         told["concepts"] = state.concepts
     except MmsearchError as error:
-        told["failure"] = str(error)
+        told["failure"] = _said(services, error)
     return told
+
+
+def _said(services: Services, error: MmsearchError) -> str:
+    return discreet(str(error), services.shelf, every=not isinstance(error, QueryError))

@@ -125,8 +125,11 @@ async def thumbnail(
         data = None
         while data is None:
             making = served.thumbnails.get(file, found.picture, side)
+            made = asyncio.wrap_future(making)
+            # Who asked may be gone when it fails, and nobody is left to be told.
+            made.add_done_callback(lambda done: done.cancelled() or done.exception())
             # Others may wait for the same one.
-            path = await asyncio.shield(asyncio.wrap_future(making))
+            path = await asyncio.shield(made)
             with suppress(FileNotFoundError):  # It just had to make room for others.
                 data = await asyncio.to_thread(path.read_bytes)
     except MediaError:
