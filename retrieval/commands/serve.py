@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 from pathlib import Path
 from typing import Annotated
@@ -89,6 +90,11 @@ def serve(
     Examples: mmsearch serve ./photos
               MMSEARCH_TOKEN=... mmsearch serve ~/Pictures --host 0.0.0.0 --allow-host nas.local
     """  # noqa: D301 (the backspace keeps the lines apart)
+    # Matrices of a question are small. Threads that wait for each other over them take as much of
+    # the processor again as all the rest; there are enough questions for every core. NumPy reads
+    # this when it is loaded, which it is not yet.
+    for variable in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"):
+        os.environ.setdefault(variable, "1")
     try:
         from mmsearch.retrieval.web.server import serve as serve_libraries
     except ImportError as error:

@@ -231,7 +231,7 @@ class _Tools:
             making = served.thumbnails.get(file, item.picture, SIDE)
             place = await self._services.in_thread(making.result)
             data = await anyio.Path(place).read_bytes()
-        except (MmsearchError, OSError):
+        except (MmsearchError, OSError, Busy):
             return []
         encoded = base64.b64encode(data).decode("ascii")
         return [

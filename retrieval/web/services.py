@@ -94,7 +94,8 @@ def opened_services(libraries: Sequence[Path], settings: Settings) -> Iterator[S
         services.close()
 
 
-def _services(request: Request) -> Services:
+# Asynchronous though it waits for nothing: FastAPI hands others to a thread.
+async def _services(request: Request) -> Services:
     found: Services = request.app.state.services
     return found
 

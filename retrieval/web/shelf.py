@@ -156,7 +156,16 @@ class Served:
         self.engine.close()
 
     def _answer(self, requests: Sequence[Request]) -> Sequence[Results | Exception]:
-        return self.engine.search_batch([SearchRequest(**request) for request in requests])
+        asked = [SearchRequest(**request) for request in requests]
+        try:
+            return self.engine.search_batch(asked)
+        except MmsearchError:
+            raise
+        except Exception as error:
+            if len(asked) == 1:
+                return [error]
+            # A fault that one question has found is not the others'.
+            return [self._answer([request])[0] for request in requests]
 
 
 class Shelf:
