@@ -327,6 +327,28 @@ def test_a_link_out_of_the_library_is_not_followed(own: Path):
             assert running.ask(f"/api/v1/items/own-photos/{id_}/{what}").status == 200, what
 
 
+@pytest.mark.parametrize("kind", ["zip", "html"])
+def test_what_a_link_leads_to_is_not_exported(own: Path, kind):
+    private = (own.parent / "outside/private.jpg").read_bytes()
+    with served([own]) as running:
+        found = ids(running)
+        items = ",".join(f"own-photos/{found[name]}" for name in ("red.jpg", "link.jpg"))
+        with running.connect() as sock:
+            body, media_type = form([], {"items": items, "form": kind})
+            sock.sendall(
+                f"POST /api/v1/export HTTP/1.1\r\nHost: {running.host}\r\nConnection: close\r\n"
+                f"Content-Type: {media_type}\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+                + body
+            )
+            whole = b"".join(iter(lambda: sock.recv(1 << 16), b""))
+    assert whole.startswith(b"HTTP/1.1 200")
+    if kind == "zip":  # Pictures are stored in it as they are.
+        assert (own / "red.jpg").read_bytes()[-60:] in whole
+        assert private[-60:] not in whole
+    assert b"follow-links" in whole or kind == "html"
+    assert whole.count(b"data:image/jpeg") == (0 if kind == "zip" else 1)
+
+
 def test_a_file_that_became_a_link_is_not_followed(own: Path):
     with served([own]) as running:
         id_ = ids(running)["red.jpg"]
