@@ -10,8 +10,6 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, TypeVar
 
-import numpy as np
-
 from mmsearch import indexes
 from mmsearch.errors import MmsearchError, ModelError, ModelMismatch, QueryError, quoted
 from mmsearch.indexes import IndexFileError
@@ -33,7 +31,8 @@ from mmsearch.retrieval.taste import HALF_LIFE_DAYS
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from numpy.typing import ArrayLike
+    import numpy as np
+    from numpy.typing import NDArray
 
     from mmsearch.indexes import VectorIndex
     from mmsearch.retrieval.catalog import LibraryRow
@@ -322,7 +321,7 @@ class SearchEngine:
         *,
         k: int = 10,
         where: str | Filter | None = None,
-        among: ArrayLike | None = None,
+        among: NDArray[np.int64] | Sequence[PictureItem] | None = None,
         exclude_seen: bool = True,
         diversity: float = 0.0,
         strategy: Strategy | str = Strategy.AVERAGE,
@@ -341,7 +340,8 @@ class SearchEngine:
                 the longer ago. What is no picture of the library is ignored, and told.
             k: at least 1; fewer come only where there are not as many.
             where: what answers must be like, as in `search`.
-            among: `int64[m]`, the only ids that may be answers.
+            among: the only pictures that may be answers: ids, or paths in the library, of which
+                those that it does not hold are ignored.
             exclude_seen: leave out what is liked or in the history.
             diversity: 0 (the most fitting) to 1 (as different from each other as can be).
             strategy: see `Strategy`.
@@ -357,20 +357,38 @@ class SearchEngine:
 
         started = time.perf_counter()
         liked = Liked(like, dislike, history, strategy, diversity, half_life, exclude_seen)
-        while True:
-            state, row = self._state(Target.IMAGES), self.library.catalog.library()
-            if row.stamp == state.stamp:
-                break
-        allowed = among
-        if (filter_ := _filter(where)) is not None:
-            matching = state.matching(filter_, Target.IMAGES)
-            allowed = matching if among is None else np.intersect1d(matching, np.asarray(among))
+        state, row = self._state_and_row()
+        filter_ = _filter(where)
+        matching = None if filter_ is None else state.matching(filter_, Target.IMAGES)
         _, found = self._asked(
             state,
             Target.IMAGES,
-            lambda now: liked.recommend(self.library, row, now.encoder, now.index, k, allowed),
+            lambda now: liked.recommend(
+                self.library, row, now.encoder, now.index, k, among, matching
+            ),
         )
         return replace(found, took_ms=(time.perf_counter() - started) * 1000)
+
+    def vectors(self, pictures: Sequence[PictureItem]) -> NDArray[np.float32]:
+        """Return the vectors of pictures, such as to say how alike two of them are.
+
+        Args:
+            pictures: ids, paths in the library (relative to it or absolute), whose vectors are
+                stored, or picture files elsewhere and Pillow images, which are embedded.
+
+        Returns:
+            `float32[n, dim]`, unit rows (stored ones with the precision of float16), in the order
+            of `pictures`.
+
+        Raises:
+            QueryError: a picture cannot be found or read.
+            ModelMismatch: as from `search`.
+            ModelError: as from `search`.
+        """
+        from mmsearch.retrieval.liked import vectors_of_pictures
+
+        state, row = self._state_and_row()
+        return vectors_of_pictures(self.library, row, state.encoder, pictures)
 
     def explain(
         self,
@@ -445,6 +463,13 @@ class SearchEngine:
             if key not in self._rerankers:
                 self._rerankers[key] = load_reranker(name, self.encoder)
             return self._rerankers[key]
+
+    def _state_and_row(self) -> tuple[State, LibraryRow]:
+        """Return a state of the pictures, and the library's row that belongs to it."""
+        while True:
+            state, row = self._state(Target.IMAGES), self.library.catalog.library()
+            if row.stamp == state.stamp:
+                return state, row
 
     def _state(self, target: Target) -> State:
         stamp = self.library.catalog.stamp()

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -110,7 +110,7 @@ class IndexReport:
 
 
 def index(
-    folder: Path | str,
+    folder: Path | str | Sequence[Path | str],
     *,
     root: Path | str | None = None,
     model: str | Path | Encoder | None = None,
@@ -123,8 +123,9 @@ def index(
 
     Args:
         folder: the pictures; read, never written to but for the library's own folder. Or tar
-            files (one, or a pattern), a Parquet file, or a list of paths: see `read_list`. Such a
-            run leaves alone whatever it does not name.
+            files (one, or a pattern), a Parquet file, or a list of paths: see `read_list`. Or the
+            files themselves, in a list: one new picture takes a fraction of a second. Such runs
+            leave alone whatever they do not name.
         root: the library's folder where `folder` is none; the nearest library above the files
             named, or else the folder that they have in common, when not given.
         model: the encoder; a new library takes `compact`, an existing one keeps its own (see
@@ -154,7 +155,11 @@ def index(
 
     report_progress(Progress("scan", 0, 0))
     pace = Pace()
-    source = expanded(folder)
+    source: Path | list[Path]
+    if isinstance(folder, (str, Path)):
+        source = expanded(folder)
+    else:
+        source = [expanded(file) for file in folder]
     with pace.alone(Stage.SCAN):
         seen = survey(source, None if root is None else expanded(root), retry=retry)
 
@@ -166,7 +171,7 @@ def index(
             run.pictures(retry=retry)
             if pairs_file is not None:
                 run.captions_file(pairs_file, [(pair.path, pair.caption) for pair in pairs])
-            if seen.captions:
+            if seen.captions and isinstance(source, Path):
                 run.captions_file(source, seen.captions)
             if describe is not None:
                 run.describe(describe)

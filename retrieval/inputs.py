@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from errno import ELOOP, ENOENT, ENOTDIR
 from pathlib import Path
@@ -24,7 +24,7 @@ from mmsearch.retrieval.parquet_files import has_pictures, read_paths
 from mmsearch.retrieval.scan import FoundFile, Scan, sidecar_fingerprint
 from mmsearch.retrieval.tar_files import TAR_ENDINGS, expand_pattern
 
-__all__ = ["STANDARD_INPUT", "Listed", "read_list", "scan_listed"]
+__all__ = ["STANDARD_INPUT", "Listed", "list_of", "read_list", "scan_listed"]
 
 STANDARD_INPUT = "-"
 JSON_LINES = (".jsonl", ".ndjson")
@@ -76,16 +76,21 @@ def read_list(source: Path) -> Listed | None:
         rows, beside = _rows(source), source.absolute().parent
     else:
         return None
-    listed = Listed()
-    seen: dict[str, None] = {}
-    for path, captions in rows:
-        absolute = os.path.abspath(beside / path)  # noqa: PTH100
-        seen.setdefault(absolute)
-        listed.captions += [(absolute, text) for text in captions]
-    listed.files = [Path(path) for path in sorted(seen)]
+    listed = _listed(rows, beside)
     if not listed.files:
         raise SourceError(f"{source} names no files. Give one path a line.")
     return listed
+
+
+def list_of(files: Sequence[Path]) -> Listed:
+    """Return the files that a program names, as `read_list` does those of a list.
+
+    Raises:
+        SourceError: it names none.
+    """
+    if not files:
+        raise SourceError("No file was named. Give the folder that holds the pictures, or files.")
+    return _listed(((str(file), ()) for file in files), Path.cwd())
 
 
 def scan_listed(root: Path, listed: Listed) -> Scan:
@@ -127,6 +132,17 @@ def _look_at(file: Path, path: str, found: Scan) -> None:
         beside = {name: file.with_name(name) for name in sidecar_names(file.name)}
         sidecars = sidecar_fingerprint(file.name, beside)
         found.files[path] = FoundFile(status.st_size, status.st_mtime_ns, sidecars)
+
+
+def _listed(rows: Iterable[tuple[str, Sequence[str]]], beside: Path) -> Listed:
+    listed = Listed()
+    seen: dict[str, None] = {}
+    for path, captions in rows:
+        absolute = os.path.abspath(beside / path)  # noqa: PTH100
+        seen.setdefault(absolute)
+        listed.captions += [(absolute, text) for text in captions]
+    listed.files = [Path(path) for path in sorted(seen)]
+    return listed
 
 
 def _rows(source: Path) -> Iterator[tuple[str, Sequence[str]]]:

@@ -21,7 +21,7 @@ from mmsearch.retrieval.schema import Fusion, Results, Strategy, Target, TasteQu
 from mmsearch.retrieval.taste import HALF_LIFE_DAYS
 
 if TYPE_CHECKING:
-    from numpy.typing import ArrayLike, NDArray
+    from numpy.typing import NDArray
 
     from mmsearch.indexes import VectorIndex
     from mmsearch.retrieval.catalog import LibraryRow
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from mmsearch.retrieval.library import Library
     from mmsearch.retrieval.signals import Item
 
-__all__ = ["Liked", "PictureItem", "read_history"]
+__all__ = ["Liked", "PictureItem", "read_history", "vectors_of_pictures"]
 
 PictureItem = int | Path | str | Image.Image
 """A picture's id in the library, its path there, a picture file elsewhere or one in memory."""
@@ -66,7 +66,8 @@ class Liked:
         encoder: Encoder,
         index: VectorIndex,
         k: int,
-        among: ArrayLike | None,
+        among: NDArray[np.int64] | Sequence[PictureItem] | None,
+        matching: NDArray[np.int64] | None = None,
     ) -> Results:
         """Return up to `k` pictures; how long that took is the caller's to say.
 
@@ -76,7 +77,8 @@ class Liked:
             encoder: the one of that state; embeds pictures that are not in the library.
             index: of that state's pictures.
             k: how many, at least 1.
-            among: `int64[m]`, the only ids that may be recommended.
+            among: the only ones that may be recommended, by id or by path in the library.
+            matching: `int64[m]`, the ids that fit a filter.
 
         Raises:
             QueryError: a picture is nowhere to be found or cannot be read, or an argument is out
@@ -91,21 +93,24 @@ class Liked:
 
         items = _Items(library, encoder_id, encoder)
         past, ignored = items.past(self.history)
+        allowed = None if among is None else items.known(among)
+        if matching is not None:
+            allowed = matching if allowed is None else np.intersect1d(matching, allowed)
         recommender = Recommender.over(index, vectors_of)
         found = recommender.recommend(
             items.found(self.like),
             items.found(self.dislike),
             past,
             k=k,
-            among=among,
+            among=allowed,
             exclude_seen=self.exclude_seen,
             diversity=self.diversity,
             strategy=self.strategy,
             half_life=self.half_life,
         )
         considered = len(index)
-        if among is not None:
-            considered = int(index.has(np.unique(np.asarray(among, dtype=np.int64))).sum())
+        if allowed is not None:
+            considered = int(index.has(np.unique(allowed)).sum())
         return Results(
             query=TasteQuery(
                 like=tuple(map(_name, self.like)),
@@ -125,6 +130,30 @@ class Liked:
             considered=considered,
             recall=index.recall,
         )
+
+
+def vectors_of_pictures(
+    library: Library, row: LibraryRow, encoder: Encoder, pictures: Sequence[PictureItem]
+) -> NDArray[np.float32]:
+    """Return the vectors of pictures, as `SearchEngine.vectors` does.
+
+    Raises:
+        QueryError: a picture is nowhere to be found, or cannot be read.
+    """
+    encoder_id, spec = library.active_encoder(row)
+    items = _Items(library, encoder_id, encoder).found(pictures)
+    ids = [item for item in items if isinstance(item, (int, np.integer))]
+    found, stored = library.catalog.vectors_of(
+        Target.IMAGES, encoder_id, spec.dim, np.array(ids, dtype=np.int64)
+    )
+    if gone := sorted({*map(int, ids)}.difference(found.tolist())):
+        raise QueryError(
+            f"No picture of the library at {library.root} has the id {gone[0]}. Give the ids that "
+            "answers tell, or paths."
+        )
+    rows = dict(zip(found.tolist(), stored.astype(np.float32), strict=True))
+    vectors = [rows[int(i)] if isinstance(i, (int, np.integer)) else i for i in items]
+    return np.array(vectors, dtype=np.float32).reshape(len(items), spec.dim)
 
 
 class _Items:
@@ -164,16 +193,26 @@ class _Items:
         past = [(ids[_name(item)], age) for item, age in history if _name(item) in ids]
         return past, tuple(_name(item) for item, _ in history if _name(item) not in ids)
 
+    def known(self, items: NDArray[np.int64] | Sequence[PictureItem]) -> NDArray[np.int64]:
+        """Return ids of pictures that are given by id or path; without paths of no picture."""
+        given: list[PictureItem] = [*(items.tolist() if isinstance(items, np.ndarray) else items)]
+        paths = [item for item in given if isinstance(item, (str, Path))]
+        numbers = [item for item in given if not isinstance(item, (str, Path))]
+        return np.array([*self._ids(paths).values(), *numbers], dtype=np.int64)
+
     def _ids(self, paths: Sequence[str | Path]) -> dict[str, int]:
         """Return the ids of those that are in the library, by the name they were given."""
-        ways = {str(path): [*_ways(self._library.root, path)] for path in paths}
+        names = {str(path) for path in paths}
+        known = self._library.catalog.embedded_ids(sorted(names), self._encoder_id)
+        # Other ways to say a path take a look at the disk each, and are seldom needed.
+        ways = {name: [*_ways(self._library.root, name)] for name in names - known.keys()}
         every = sorted({way for each in ways.values() for way in each})
         ids = self._library.catalog.embedded_ids(every, self._encoder_id)
-        found = {
-            name: next((ids[way] for way in each if way in ids), None)
-            for name, each in ways.items()
-        }
-        return {name: id_ for name, id_ in found.items() if id_ is not None}
+        for name, each in ways.items():
+            id_ = next((ids[way] for way in each if way in ids), None)
+            if id_ is not None:
+                known[name] = id_
+        return known
 
     def _embedded(self, item: ImageSource) -> NDArray[np.float32]:
         if isinstance(item, (str, Path)) and not _is_there(Path(item)):

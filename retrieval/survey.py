@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 from mmsearch.errors import LibraryNotFound, SourceError
 from mmsearch.retrieval.containers import enclosing
-from mmsearch.retrieval.inputs import Listed, read_list, scan_listed
+from mmsearch.retrieval.inputs import Listed, list_of, read_list, scan_listed
 from mmsearch.retrieval.library import Library, library_above
 from mmsearch.retrieval.media import TRANSIENT_KINDS
 from mmsearch.retrieval.scan import FoundFile, Scan, scan
@@ -31,20 +32,25 @@ class Survey:
     captions: list[tuple[str, str]]
 
 
-def survey(source: Path, root: Path | None, *, retry: bool) -> Survey:
+def survey(source: Path | Sequence[Path], root: Path | None, *, retry: bool) -> Survey:
     """Find out what `source` names: a folder, shards or a list of paths.
 
     Args:
-        source: see `read_list`.
+        source: see `read_list`; or the files themselves.
         root: the library's folder, where `source` is none.
         retry: what could not be read will be tried again.
 
     Raises:
         SourceError: it cannot be used, holds no picture, or names files outside of `root`.
     """
-    listed = read_list(source)
-    place = _root(source, listed, root)
-    found = scan(place) if listed is None else scan_listed(place, listed)
+    listed = read_list(source) if isinstance(source, Path) else list_of(source)
+    if listed is None:
+        assert isinstance(source, Path)
+        place = _root(source, root)
+        found = scan(place)
+    else:
+        place = _root_of_files(listed, root)
+        found = scan_listed(place, listed)
     if found.containers:
         # To read again what failed before, they must be looked into.
         found.open_containers(place, {} if retry else _unchanged(place, found))
@@ -55,26 +61,33 @@ def survey(source: Path, root: Path | None, *, retry: bool) -> Survey:
     return Survey(place, found, [] if listed is None else listed.captions)
 
 
-def _root(source: Path, listed: Listed | None, given: Path | None) -> Path:
-    if listed is None:
-        if given is not None and given.absolute() != source.absolute():
-            raise SourceError(
-                f"{source} is a folder, which is a library by itself: leave --root away. It is for "
-                "lists of files and for shards."
-            )
-        return source.absolute()
+def _root(folder: Path, given: Path | None) -> Path:
+    if given is not None and given.absolute() != folder.absolute():
+        raise SourceError(
+            f"{folder} is a folder, which is a library by itself: leave --root away. It is for "
+            "lists of files and for shards."
+        )
+    return folder.absolute()
+
+
+def _root_of_files(listed: Listed, given: Path | None) -> Path:
     if given is not None:
         return Path(os.path.abspath(given))  # noqa: PTH100
     return library_above(listed.common_folder) or listed.common_folder
 
 
-def _refuse_names_of_nothing(source: Path, listed: Listed, root: Path) -> None:
-    """Refuse a list of files that are not there, unless a library may hold what they were."""
-    if library_above(root) is None:
+def _refuse_names_of_nothing(source: Path | Sequence[Path], listed: Listed, root: Path) -> None:
+    """Refuse files that are not there, unless a library may hold what they were."""
+    if library_above(root) is not None:
+        return
+    if isinstance(source, Path):
         raise SourceError(
             f"{source} is read as a list of pictures, one path a line, and none of them is there: "
             f"the first is {listed.files[0]}. To index a folder, name the folder."
         )
+    raise SourceError(
+        f"None of the {len(listed.files)} files named is there: the first is {listed.files[0]}."
+    )
 
 
 def _unchanged(root: Path, found: Scan) -> dict[str, dict[str, FoundFile]]:

@@ -70,6 +70,33 @@ def test_another_model_loses_nothing_that_a_list_named(
     assert len(paths(photos)) == 7
 
 
+def test_files_themselves_join_the_library_above_them(
+    photos: Path, encoder: ColourEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index(photos, model=encoder)
+    new = draw(photos / "trip/new.jpg", "red", (99, 99))
+    new.with_suffix(".txt").write_text("a red wall")
+    draw(photos / "not named.jpg", "red", (98, 98))
+    draw(photos / "green.jpg", "yellow", (97, 97))
+    before = encoder.embedded_images
+    monkeypatch.chdir(photos)
+    report = index([new, "green.jpg", str(new)], model=encoder)
+    assert (report.library, report.added, report.updated) == (photos, 1, 1)
+    assert (report.files, report.captions) == (7, 1)
+    assert encoder.embedded_images == before + 2
+    assert "not named.jpg" not in paths(photos)
+    new.unlink()
+    assert index([new], model=encoder).removed == 1
+
+
+def test_files_that_are_not_there_make_no_library(tmp_path: Path, encoder: ColourEncoder) -> None:
+    with pytest.raises(SourceError, match="None of the 1 files named is there"):
+        index([tmp_path / "gone.jpg"], model=encoder)
+    with pytest.raises(SourceError, match="No file was named"):
+        index([], model=encoder)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_list_below_a_library_adds_to_it(photos: Path, encoder: ColourEncoder) -> None:
     index(photos, model=encoder)
     draw(photos / "trip/new.jpg", "red", (99, 99))

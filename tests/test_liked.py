@@ -222,3 +222,31 @@ def test_exit_codes_of_the_installed_command(tmp_path):
 def test_lists_of_ids_may_be_arrays(engine):
     ids = np.array([hit.id for hit in engine.search("red", k=2).hits])
     assert len(engine.recommend(like=ids, k=3).hits) == 3
+
+
+def test_what_may_be_recommended_is_named_by_path(shop, engine):
+    allowed = ["green/1.png", shop / "blue" / "2.png", "gone.png"]
+    found = engine.recommend(like=["red/0.png"], among=allowed)
+    assert sorted(hit.path for hit in found.hits) == ["blue/2.png", "green/1.png"]
+    assert found.considered == 2
+    by_id = engine.recommend(like=["red/0.png"], among=[hit.id for hit in found.hits])
+    assert by_id.hits == found.hits
+    narrower = engine.recommend(like=["red/0.png"], among=allowed, where="folder = 'blue'")
+    assert [hit.path for hit in narrower.hits] == ["blue/2.png"]
+    assert engine.recommend(like=["red/0.png"], among=["gone.png"]).hits == ()
+
+
+def test_vectors_of_pictures_in_the_library_and_elsewhere(shop, engine, encoder, tmp_path):
+    other = draw(tmp_path / "elsewhere.png", "blue", (60, 40))
+    id_ = engine.search(image=shop / "green" / "1.png", k=1).hits[0].id
+    before = encoder.embedded_images
+    vectors = engine.vectors(["red/0.png", other, id_, shop / "red" / "0.png", Image.open(other)])
+    assert encoder.embedded_images == before + 2, "stored vectors are not computed again"
+    assert vectors.dtype == np.float32
+    expected = encoder.encode_images([shop / "red" / "0.png", other, shop / "green" / "1.png"])
+    np.testing.assert_allclose(vectors, expected[[0, 1, 2, 0, 1]], atol=1e-3)
+    assert engine.vectors([]).shape == (0, encoder.dim)
+    with pytest.raises(QueryError, match="No picture of the library"):
+        engine.vectors([10**6])
+    with pytest.raises(QueryError, match="neither a picture of the library"):
+        engine.vectors(["gone.png"])
