@@ -23,7 +23,7 @@ from mmsearch.retrieval.commands.index import index
 from mmsearch.retrieval.commands.migrate import migrate
 from mmsearch.retrieval.commands.models import models
 from mmsearch.retrieval.commands.optimize import optimize
-from mmsearch.retrieval.commands.options import EXIT_INTERRUPTED
+from mmsearch.retrieval.commands.options import EXIT_INTERRUPTED, Command
 from mmsearch.retrieval.commands.query import query
 from mmsearch.retrieval.commands.recommend import recommend
 from mmsearch.retrieval.commands.serve import serve
@@ -114,7 +114,7 @@ for command in (
     restore,
 ):
     # `import` is a word of Python's own, so its function is called `import_`.
-    app.command(command.__name__.rstrip("_").replace("_", "-"))(command)
+    app.command(command.__name__.rstrip("_").replace("_", "-"), cls=Command)(command)
 
 
 if __name__ == "__main__":

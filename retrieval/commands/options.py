@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer.core import TyperCommand
 
 from mmsearch.retrieval.terminal import say
 
@@ -14,10 +16,12 @@ __all__ = [
     "EXIT_INTERRUPTED",
     "EXIT_NEEDS_ATTENTION",
     "EXIT_NOTHING_MATCHED",
+    "Command",
     "Json",
     "LibraryOption",
     "Rerank",
     "RerankDepth",
+    "Wait",
     "chosen_library",
     "described_search",
     "milliseconds_argument",
@@ -57,6 +61,42 @@ def milliseconds_argument(text: str) -> float:
         raise typer.BadParameter(f"'{text}' is no time: say 200ms, 0.5s or 1s")
     return float(found[1]) * (1000 if found[2] == "s" else 1)
 
+
+class Command(TyperCommand):
+    """A command whose option `--wait` may stand alone, which Typer's options may not."""
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:
+        """Say in full what `--wait` means where no time follows it."""
+        spelled = []
+        for place, word in enumerate(args):
+            following = args[place + 1] if place + 1 < len(args) else ""
+            alone = word == "--wait" and _DURATION.fullmatch(following) is None
+            spelled.append("--wait=forever" if alone and "--" not in args[:place] else word)
+        return super().parse_args(ctx, spelled)
+
+
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(s|m|min|h|d)|forever", re.ASCII)
+_SECONDS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
+
+
+def duration_argument(text: str) -> float:
+    """Parse a time, `90s`, `5m`, `1h` or `forever`, into seconds; else it is a usage error."""
+    found = _DURATION.fullmatch(text.strip())
+    if found is None:
+        raise typer.BadParameter(f"'{text}' is no time: say 30s, 5m, 1h or forever")
+    return math.inf if found[2] is None else float(found[1]) * _SECONDS[found[2]]
+
+
+Wait = Annotated[
+    float | None,
+    typer.Option(
+        "--wait",
+        parser=duration_argument,
+        metavar="[TIME]",
+        help="Where another mmsearch is writing to this library, wait until it has finished; for "
+        "30s, 5m or 1h at most where a time is given.",
+    ),
+]
 
 Rerank = Annotated[
     str | None,
