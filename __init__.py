@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from mmsearch.retrieval.schema import Hit, Results, Target
     from mmsearch.retrieval.signals import Signals
     from mmsearch.retrieval.tuning import tune
+    from mmsearch.retrieval.watching import WatchEvent, WatchKind, watch
 
 __version__ = "0.1.0"
 
@@ -42,6 +43,8 @@ __all__ = [
     "SearchEngine",
     "Signals",
     "Target",
+    "WatchEvent",
+    "WatchKind",
     "__version__",
     "evaluate",
     "evaluate_library",
@@ -54,6 +57,7 @@ __all__ = [
     "migrate",
     "open",
     "tune",
+    "watch",
 ]
 
 _ORIGIN = {
@@ -66,6 +70,8 @@ _ORIGIN = {
     "SearchEngine": ("mmsearch.retrieval.engine", "SearchEngine"),
     "Signals": ("mmsearch.retrieval.signals", "Signals"),
     "Target": ("mmsearch.retrieval.schema", "Target"),
+    "WatchEvent": ("mmsearch.retrieval.watching", "WatchEvent"),
+    "WatchKind": ("mmsearch.retrieval.watching", "WatchKind"),
     "evaluate": ("mmsearch.retrieval.evaluation", "evaluate"),
     "evaluate_library": ("mmsearch.retrieval.library_evaluation", "evaluate_library"),
     "explain": ("mmsearch.retrieval.explanation", "explain"),
@@ -77,6 +83,7 @@ _ORIGIN = {
     "migrate": ("mmsearch.retrieval.model_change", "migrate"),
     "open": ("mmsearch.retrieval.engine", "open_engine"),
     "tune": ("mmsearch.retrieval.tuning", "tune"),
+    "watch": ("mmsearch.retrieval.watching", "watch"),
 }
 
 

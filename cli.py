@@ -32,6 +32,7 @@ from mmsearch.retrieval.commands.status import status
 from mmsearch.retrieval.commands.train import train
 from mmsearch.retrieval.commands.train_reranker import train_reranker
 from mmsearch.retrieval.commands.tune import tune
+from mmsearch.retrieval.commands.watch import watch
 from mmsearch.retrieval.offline import ENVIRONMENT, is_offline, stay_offline
 from mmsearch.retrieval.terminal import say, set_up_process
 
@@ -91,6 +92,7 @@ def _options(
 
 for command in (
     index,
+    watch,
     query,
     dedup,
     recommend,

@@ -22,6 +22,7 @@ __all__ = [
     "FoundFile",
     "Scan",
     "concerns",
+    "may_be_listed",
     "scan",
     "scan_places",
     "sidecar_fingerprint",
@@ -286,7 +287,7 @@ def _visit(
                 if not ignored.match_file(f"{path}/"):
                     (links if entry.is_symlink() else folders).append((Path(entry.path), path))
                 continue
-            if not _is_looked_at(name) or ignored.match_file(path):
+            if not may_be_listed(name) or ignored.match_file(path):
                 continue
             if not entry.is_file():
                 link = entry.is_symlink()
@@ -294,7 +295,7 @@ def _visit(
                 continue
             status = entry.stat()
         except OSError as error:
-            if _is_looked_at(name):
+            if may_be_listed(name):
                 lost = error.errno in {ENOENT, ELOOP}
                 reason = "a link that leads nowhere" if lost else f"{error.strerror}"
                 (found.unusable if lost else found.unreadable)[path] = reason
@@ -314,7 +315,8 @@ def _is_left_out(folder: str, ignored: GitIgnoreSpec) -> bool:
     return _is_hidden(folder.rpartition("/")[2]) or ignored.match_file(f"{folder}/")
 
 
-def _is_looked_at(name: str) -> bool:
+def may_be_listed(name: str) -> bool:
+    """Say whether a file of this name would be listed, as a picture or as a container of some."""
     return _is_picture_name(name) or _is_container_name(name)
 
 

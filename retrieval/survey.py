@@ -64,7 +64,7 @@ class Survey:
         empty = not found.files and not found.containers and not found.unreadable
         if self.listed is not None and empty:
             _refuse_names_of_nothing(self.source, self.listed, self.root)
-        if not found.files and not found.unusable and not found.damaged and not found.postponed:
+        if not found.files and not found.unusable and not found.damaged:
             raise SourceError(_nothing_found(self.root, found))
 
 

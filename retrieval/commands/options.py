@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, ClassVar
 
 import typer
 from typer.core import TyperCommand
@@ -24,6 +24,7 @@ __all__ = [
     "Wait",
     "chosen_library",
     "described_search",
+    "duration_argument",
     "milliseconds_argument",
     "path_argument",
 ]
@@ -63,15 +64,20 @@ def milliseconds_argument(text: str) -> float:
 
 
 class Command(TyperCommand):
-    """A command whose option `--wait` may stand alone, which Typer's options may not."""
+    """A command whose options of `ALONE` may stand alone, which Typer's options may not."""
 
-    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:
-        """Say in full what `--wait` means where no time follows it."""
+    ALONE: ClassVar = {"--wait": "forever", "--poll": "2s"}
+    """What such an option means where no time follows it."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: ANN401 (Typer's own class)
+        """Say in full what is meant where an option stands alone."""
         spelled = []
         for place, word in enumerate(args):
             following = args[place + 1] if place + 1 < len(args) else ""
-            alone = word == "--wait" and _DURATION.fullmatch(following) is None
-            spelled.append("--wait=forever" if alone and "--" not in args[:place] else word)
+            alone = word in self.ALONE and _DURATION.fullmatch(following) is None
+            if alone and "--" not in args[:place]:
+                word = f"{word}={self.ALONE[word]}"
+            spelled.append(word)
         return super().parse_args(ctx, spelled)
 
 
