@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import queue
 import shutil
+import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,6 +25,7 @@ from mmsearch.retrieval.schema import Target
 from mmsearch.retrieval.settling import Settling
 from mmsearch.retrieval.watching import WatchEvent, WatchKind
 from tests.conftest import ColourEncoder, draw
+from tests.test_cli import MMSEARCH, many_photos, wait_for_files
 
 PATIENCE_S = 60
 
@@ -221,15 +226,36 @@ def test_a_new_model_is_taken_over(watched: Watched, monkeypatch: pytest.MonkeyP
     assert other.embedded_images == 3
 
 
-def test_many_changes_are_one_run(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watching, "MANY", 20)
-    held = draw(watched.folder.with_name("held") / "0.jpg", "blue", (58, 32))
-    runs = len(watched.seen)
-    for i in range(60):
-        shutil.copyfile(held, watched.folder / f"copy-{i:02}.jpg")
-    watched.until(lambda event: event.report is not None and event.report.files == 62)
-    assert watched.seen[-1].places is None or len(watched.seen) > runs + 1
-    assert watched.encoder.embedded_images == 3
+def test_a_burst_of_events_is_a_few_runs(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watching, "MANY", 50)
+    for i in range(100):
+        shutil.copyfile(watched.folder / "red.jpg", watched.folder / f"{i}.jpg")
+    watched.until(lambda event: event.report is not None and event.report.files == 102)
+    assert any(event.places is None for event in watched.seen[2:]), "many are no longer told apart"
+    runs, embedded = len(watched.seen), watched.encoder.embedded_images
+    for i in range(10_000):
+        (watched.folder / f"{i % 100}.jpg").touch()
+    draw(watched.folder / "last.jpg", "blue", (60, 32))
+    watched.until(lambda event: event.report is not None and event.report.files == 103)
+    assert len(watched.seen) - runs < 10
+    assert watched.encoder.embedded_images == embedded + 1
+
+
+@pytest.mark.slow
+def test_ten_thousand_files_come_and_go(watched: Watched) -> None:
+    folder = watched.folder / "burst"
+    for i in range(10_000):
+        draw_to = folder / f"{i % 20}/{i}.jpg"
+        draw_to.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(watched.folder / "red.jpg", draw_to)
+    watched.until(lambda event: event.report is not None and event.report.files == 10_002)
+    assert len(watched.paths()) == 10_002
+    folder.rename(watched.folder / "moved")
+    event = watched.until(lambda event: event.report is not None and event.report.moved > 0)
+    assert event.report is not None
+    assert (event.report.moved, event.report.removed) == (10_000, 0)
+    shutil.rmtree(watched.folder / "moved")
+    watched.holds("red.jpg", "trip/green.jpg")
 
 
 def test_an_empty_folder_waits_for_its_first_picture(
@@ -420,3 +446,49 @@ def test_what_is_gone_waits_for_what_comes(tmp_path: Path) -> None:
         (tmp_path / "new").write_bytes(b"1")
         clock.now += 0.1
     assert "old" in settling.due()
+
+
+def followed(folder: Path, *options: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [MMSEARCH, "watch", str(folder), "--json", *options],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Whoever runs the tests in the background makes them, and their children, ignore Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+
+
+def until(process: subprocess.Popen[str], true: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+    assert process.stdout is not None
+    for line in process.stdout:
+        event: dict[str, Any] = json.loads(line)
+        if true(event):
+            return event
+    pytest.fail(f"it ended: {process.communicate()}")
+
+
+def test_the_command_is_killed_goes_on_and_ends_politely(tmp_path: Path) -> None:
+    photos = many_photos(tmp_path / "photos", 100)
+    process = followed(photos)
+    wait_for_files(photos, 32)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    process = followed(photos)
+    first = until(process, lambda event: event["event"] == "indexed")
+    assert (first["files"], first["places"], first["problems"]) == (100, None, 0)
+    assert first["embedded"] < 100
+    draw(photos / "new.jpg", "blue", (60, 40))
+    until(process, lambda event: event["event"] == "indexed" and event["places"] == ["new.jpg"])
+    process.send_signal(signal.SIGTERM)
+    out, talk = process.communicate(timeout=60)
+    assert (process.returncode, out) == (0, "")
+    assert "1 new" in talk
+    assert "Stopped. What was indexed is saved" in talk
+    (photos / "new.jpg").unlink()
+    process = followed(photos, "--poll", "0.5s")
+    until(process, lambda event: event["event"] == "indexed" and event["files"] == 100)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode == 130
