@@ -242,7 +242,9 @@ def test_a_burst_of_events_is_a_few_runs(watched: Watched, monkeypatch: pytest.M
 
 
 @pytest.mark.slow
-def test_ten_thousand_files_come_and_go(watched: Watched) -> None:
+def test_ten_thousand_files_come_and_go(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A transaction for each four would be all that is measured.
+    monkeypatch.setattr(ColourEncoder, "batch_size", 512)
     folder = watched.folder / "burst"
     for i in range(10_000):
         draw_to = folder / f"{i % 20}/{i}.jpg"
