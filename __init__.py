@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from mmsearch.retrieval.schema import Hit, Results, Target
     from mmsearch.retrieval.signals import Signals
     from mmsearch.retrieval.tuning import tune
+    from mmsearch.retrieval.watching import WatchEvent, WatchKind, watch
 
 __version__ = "0.1.0"
 
@@ -47,6 +48,8 @@ __all__ = [
     "SearchRequest",
     "Signals",
     "Target",
+    "WatchEvent",
+    "WatchKind",
     "__version__",
     "evaluate",
     "evaluate_library",
@@ -59,6 +62,7 @@ __all__ = [
     "migrate",
     "open",
     "tune",
+    "watch",
 ]
 
 _ORIGIN = {
@@ -74,6 +78,8 @@ _ORIGIN = {
     "SearchRequest": ("mmsearch.retrieval.request", "SearchRequest"),
     "Signals": ("mmsearch.retrieval.signals", "Signals"),
     "Target": ("mmsearch.retrieval.schema", "Target"),
+    "WatchEvent": ("mmsearch.retrieval.watching", "WatchEvent"),
+    "WatchKind": ("mmsearch.retrieval.watching", "WatchKind"),
     "evaluate": ("mmsearch.retrieval.evaluation", "evaluate"),
     "evaluate_library": ("mmsearch.retrieval.library_evaluation", "evaluate_library"),
     "explain": ("mmsearch.retrieval.explanation", "explain"),
@@ -85,6 +91,7 @@ _ORIGIN = {
     "migrate": ("mmsearch.retrieval.model_change", "migrate"),
     "open": ("mmsearch.retrieval.engine", "open_engine"),
     "tune": ("mmsearch.retrieval.tuning", "tune"),
+    "watch": ("mmsearch.retrieval.watching", "watch"),
 }
 
 

@@ -13,7 +13,7 @@ import typer
 
 from mmsearch import __version__
 from mmsearch.errors import MmsearchError
-from mmsearch.retrieval.commands.options import EXIT_INTERRUPTED
+from mmsearch.retrieval.commands.options import EXIT_INTERRUPTED, Command
 from mmsearch.retrieval.offline import ENVIRONMENT, is_offline, stay_offline
 from mmsearch.retrieval.terminal import say, set_up_process
 
@@ -21,6 +21,7 @@ __all__ = ["app", "main", "make_app"]  # noqa: F822 (`app` is made when it is as
 
 COMMANDS = (
     "index",
+    "watch",
     "query",
     "dedup",
     "recommend",
@@ -67,7 +68,7 @@ def make_app(names: Sequence[str] = COMMANDS) -> typer.Typer:
         function += "_" if iskeyword(function) else ""
         place = MODULES.get(name, function)
         module = import_module(f"mmsearch.retrieval.commands.{place}")
-        made.command(name)(getattr(module, function))
+        made.command(name, cls=Command)(getattr(module, function))
     return made
 
 

@@ -103,12 +103,14 @@ def back_up(folder: Path | str, file: Path | str, *, force: bool = False) -> Bac
         return Backup(library.root, goal, counts, goal.stat().st_size)
 
 
-def restore(file: Path | str, folder: Path | str) -> Backup:
+def restore(file: Path | str, folder: Path | str, *, wait: float = 0.0) -> Backup:
     """Make a backup the library of a folder; the one that is there is set aside, never deleted.
 
     Args:
         file: the backup; it is only read.
         folder: the folder of pictures, the same as before or wherever they are now.
+        wait: seconds to wait for another process that writes to this library; `math.inf` for as
+            long as it takes.
 
     Raises:
         SourceError: the file is no backup, or the folder is missing.
@@ -124,7 +126,7 @@ def restore(file: Path | str, folder: Path | str) -> Backup:
     faults = integrity.damage(source, deep=True)
     if faults:
         raise StorageError(f"The backup {source} is damaged ({faults[0]}). Nothing was changed.")
-    with closing(Library.create(root)) as library, library.indexing():
+    with closing(Library.create(root)) as library, library.indexing(wait):
         goal, home = library.catalog.path, library.catalog.library().root
         fresh = goal.with_name(f"{goal.name}.restored")
         _remove(fresh)

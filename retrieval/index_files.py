@@ -69,8 +69,7 @@ class IndexFiles:
                 if thorough:
                     index.check()
             except indexes.IndexFileError as error:
-                logger.warning("%s; making it anew from the catalog", error)
-                self._discard(path)
+                self._discard(path, error)
                 index = None
         current = index is not None
         if index is None:
@@ -150,14 +149,16 @@ class IndexFiles:
                 if thorough:
                     index.check()
             except (indexes.IndexFileError, OSError) as error:
-                logger.warning("%s; making it anew from the catalog", error)
-                self._discard(path)
+                self._discard(path, error)
             else:
                 return index
         return None
 
-    def _discard(self, path: Path) -> None:
+    def _discard(self, path: Path, error: Exception) -> None:
         """Delete a damaged file, and the one it builds upon: either may be the damaged one."""
+        if not os.path.lexists(path):
+            return  # another process, of another state, removed it a moment ago
+        logger.warning("%s; making it anew from the catalog", error)
         with suppress(OSError, indexes.IndexFileError):
             indexes.base_of(path).unlink()
         with suppress(OSError):
@@ -193,7 +194,10 @@ class IndexFiles:
             with suppress(OSError):
                 if time.time() - leftover.stat().st_mtime > ABANDONED_AFTER_S:
                     shutil.rmtree(leftover)
-        needed = {path, indexes.base_of(path)}
+        try:
+            needed = {path, indexes.base_of(path)}
+        except indexes.IndexFileError:
+            return  # another process, which saw a later state, removed it already
         for other in path.parent.glob(f"{target.value}-*.faiss"):
             if other not in needed:
                 # Still mapped by another process on Windows: the next save removes it.

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -117,6 +117,9 @@ def index(
     captions: Path | str | None = None,
     describe: str | Path | Captioner | None = None,
     retry: bool = False,
+    only: Collection[str] | None = None,
+    later: Collection[str] = (),
+    wait: float = 0.0,
     progress: Callable[[Progress], None] | None = None,
 ) -> IndexReport:
     """Bring the library of a folder of pictures up to date, making it when there is none.
@@ -136,6 +139,13 @@ def index(
             `load_captioner`. What it wrote stays in later runs, with or without it, until the
             picture changes or gets a caption of its own.
         retry: read files again that could not be indexed before.
+        only: what changed in a folder that was indexed before: paths relative to it, of files or
+            folders, that are there or no more. Nothing else is looked at, hidden and ignored files
+            are left out as ever, and caption files stand for their pictures.
+        later: paths, of files or folders, to leave as they are for now, such as files that are
+            still being written.
+        wait: seconds to wait for another process that writes to this library; `math.inf` for as
+            long as it takes.
         progress: called often, from this thread.
 
     Raises:
@@ -143,6 +153,7 @@ def index(
         ModelError: a model cannot be used.
         MissingExtra: the extra `models` is missing.
         ModelMismatch: another model than the library's.
+        LibraryNotFound: `only` is given, and the folder was never indexed.
         LibraryLocked: another process is indexing this library.
         StorageError: the disk is full or read-only.
     """
@@ -161,11 +172,16 @@ def index(
     else:
         source = [expanded(file) for file in folder]
     with pace.alone(Stage.SCAN):
-        seen = survey(source, None if root is None else expanded(root), retry=retry)
+        above = None if root is None else expanded(root)
+        seen = survey(source, above, retry=retry, only=only, later=later)
 
-    library = Library.create(seen.root)
+    library = Library.create(seen.root) if only is None else Library.open(seen.root)
     try:
-        with library.indexing():
+        with library.indexing(wait) as waited:
+            if waited:
+                # What the other one indexed meanwhile is not gone for being new.
+                with pace.alone(Stage.SCAN):
+                    seen.look()
             encoder = _encoder(library, model)
             run = Run(library, encoder, seen.found, report_progress, pace)
             run.pictures(retry=retry)

@@ -8,7 +8,7 @@
         regions.sqlite          derived; what rerankers are spared, see `RegionStore`
         thumbnails/             derived; made by `mmsearch serve`
         set-aside/              former catalogs: damaged ones, and those that a backup replaced
-        lock                    held by the one process that indexes
+        lock, lock.holder       held by the one process that writes, and which that is
 
 Paths in the catalog are relative to the pictures, so the whole folder can be moved. Where the
 pictures' folder cannot be written to, the library's folder lies in the user's data directory.
@@ -26,12 +26,13 @@ from errno import EACCES, EPERM, EROFS
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmsearch.errors import LibraryError, LibraryLocked, LibraryNotFound, StorageError, quoted
+from mmsearch.errors import LibraryError, LibraryNotFound, StorageError, quoted
 from mmsearch.indexes.base import replacing
 from mmsearch.retrieval.adapter import Adapter
 from mmsearch.retrieval.catalog import Catalog, LibraryRow, RegionStore
 from mmsearch.retrieval.index_files import IndexFiles, Report, silent
 from mmsearch.retrieval.schema import Target
+from mmsearch.retrieval.writer_lock import writing
 
 if TYPE_CHECKING:
     from mmsearch.indexes import VectorIndex
@@ -127,30 +128,18 @@ class Library:
         self.regions.close()
 
     @contextmanager
-    def indexing(self) -> Iterator[None]:
-        """Be the one process that indexes this library.
+    def indexing(self, wait: float = 0.0) -> Iterator[bool]:
+        """Be the one process that writes to this library; yield whether another had to finish.
+
+        Args:
+            wait: seconds to wait for another one; `math.inf` for as long as it takes.
 
         Raises:
-            LibraryLocked: another one is at it.
+            LibraryLocked: another one is at it, which the message names.
+            StorageError: the library cannot be written to, or lies where locks do not work.
         """
-        from filelock import FileLock, Timeout
-
-        lock = FileLock(self.folder / "lock")
-        try:
-            lock.acquire(blocking=False)
-        except Timeout as error:
-            raise LibraryLocked(
-                f"Another mmsearch is indexing {self.root}. Queries work meanwhile; run this "
-                "command again when it has finished."
-            ) from error
-        except OSError as error:
-            raise StorageError(
-                f"The library {self.folder} cannot be written to: {error.strerror}."
-            ) from error
-        try:
-            yield
-        finally:
-            lock.release()
+        with writing(self.folder, self.root, wait=wait) as waited:
+            yield waited
 
     def adapter(self, row: LibraryRow) -> Adapter | None:
         """Return what adapts texts in the state that `row` names; None where nothing does.

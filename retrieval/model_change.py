@@ -97,6 +97,7 @@ def migrate(
     model: str | Path | Encoder | None = None,
     keep_old: bool = False,
     leave_out: bool = False,
+    wait: float = 0.0,
     progress: Callable[[Progress], None] | None = None,
 ) -> ModelChange:
     """Embed a library again with another model, and answer with that once it is complete.
@@ -107,6 +108,8 @@ def migrate(
         keep_old: keep the vectors of models before it, so that the way back costs nothing; see
             `drop_old`.
         leave_out: make the switch even though some pictures cannot be read at present.
+        wait: seconds to wait for another process that writes to this library; `math.inf` for as
+            long as it takes.
         progress: called often, from this thread.
 
     Raises:
@@ -118,7 +121,7 @@ def migrate(
         StorageError: the disk is full or read-only.
     """
     started = time.perf_counter()
-    with closing(Library.open(Path(folder))) as library, library.indexing():
+    with closing(Library.open(Path(folder))) as library, library.indexing(wait):
         _, active = library.active_encoder(library.catalog.library())
         encoder = _new_encoder(library, model)
         change = _Change(library, encoder, active.label, progress or (lambda _: None))
@@ -129,16 +132,16 @@ def migrate(
         return change.finished(time.perf_counter() - started)
 
 
-def cancel(folder: Path | str) -> EncoderRow | None:
+def cancel(folder: Path | str, *, wait: float = 0.0) -> EncoderRow | None:
     """Forget an unfinished change of model, with the vectors it has made so far.
 
-    Returns what was forgotten; None where no change is under way.
+    Returns what was forgotten; None where no change is under way. `wait` is as in `migrate`.
 
     Raises:
         LibraryNotFound: the folder was never indexed.
         LibraryLocked: the change is going on right now, or the library is being indexed.
     """
-    with closing(Library.open(Path(folder))) as library, library.indexing():
+    with closing(Library.open(Path(folder))) as library, library.indexing(wait):
         unfinished = next((row for row in library.catalog.encoders() if row.next), None)
         if unfinished is not None:
             with library.catalog.write() as transaction:
@@ -146,14 +149,16 @@ def cancel(folder: Path | str) -> EncoderRow | None:
         return unfinished
 
 
-def drop_old(folder: Path | str) -> list[EncoderRow]:
+def drop_old(folder: Path | str, *, wait: float = 0.0) -> list[EncoderRow]:
     """Drop the vectors of models that neither answer nor are being made; return whose they were.
+
+    `wait` is as in `migrate`.
 
     Raises:
         LibraryNotFound: the folder was never indexed.
         LibraryLocked: the library is being indexed.
     """
-    with closing(Library.open(Path(folder))) as library, library.indexing():
+    with closing(Library.open(Path(folder))) as library, library.indexing(wait):
         old = [row for row in library.catalog.encoders() if not row.active and not row.next]
         with library.catalog.write() as transaction:
             transaction.forget_encoders([row.id for row in old])

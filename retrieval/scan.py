@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from errno import ELOOP, ENOENT
+from errno import ELOOP, ENOENT, ENOTDIR
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
 
 from pathspec import GitIgnoreSpec
 
 from mmsearch.errors import MissingExtra, SourceError
-from mmsearch.retrieval.captions import fingerprint, sidecar_names
+from mmsearch.retrieval.captions import SIDECAR_SUFFIXES, fingerprint, sidecar_names
 from mmsearch.retrieval.containers import CONTAINER_SUFFIXES, Place, folders_of, list_contents
 from mmsearch.retrieval.media import SUFFIXES
 
@@ -21,7 +21,10 @@ __all__ = [
     "IGNORE_FILE",
     "FoundFile",
     "Scan",
+    "concerns",
+    "may_be_listed",
     "scan",
+    "scan_places",
     "sidecar_fingerprint",
     "size_and_time",
     "would_list",
@@ -67,6 +70,7 @@ class Scan:
         listed: containers that were read for this scan; the others are as they were.
         covered: the only paths that this scan speaks for, with what lies below them; all where it
             is None.
+        postponed: paths that it does not speak for, with what lies below them.
     """
 
     files: dict[str, FoundFile] = field(default_factory=dict)
@@ -76,14 +80,30 @@ class Scan:
     damaged: dict[str, tuple[str, str]] = field(default_factory=dict)
     listed: set[str] = field(default_factory=set)
     covered: frozenset[str] | None = None
+    postponed: frozenset[str] = frozenset()
 
     def may_hold(self, path: str) -> bool:
         """Say whether `path` is, or lies below, what was not looked at."""
         if any(path == place or path.startswith(f"{place}/") for place in self.unreadable):
             return True
-        if self.covered is None:
+        if self.covered is None and not self.postponed:
             return False
-        return self.covered.isdisjoint([path, *folders_of(path)])
+        names = [path, *folders_of(path)]
+        if not self.postponed.isdisjoint(names):
+            return True
+        return self.covered is not None and self.covered.isdisjoint(names)
+
+    def postpone(self, places: Collection[str]) -> None:
+        """Leave some paths, with what lies below them, to a later scan: as if never looked at."""
+        self.postponed = frozenset(places)
+        if not places:
+            return
+        for found in (self.files, self.unusable, self.unreadable, self.containers):
+            for path in [path for path in found if self._is_postponed(path)]:
+                del found[path]
+
+    def _is_postponed(self, path: str) -> bool:
+        return not self.postponed.isdisjoint([path, *folders_of(path)])
 
     def open_containers(self, root: Path, unchanged: Mapping[str, Mapping[str, FoundFile]]) -> None:
         """Add the pictures inside of containers to `files`.
@@ -125,20 +145,110 @@ def scan(root: Path) -> Scan:
     Raises:
         SourceError: `root` itself is missing, no folder, or cannot be listed.
     """
+    _check_folder(root)
+    found = Scan()
+    _walk(root, deque([(root, "")]), deque(), _ignore_rules(root), found)
+    found.files = dict(sorted(found.files.items()))
+    return found
+
+
+def scan_places(root: Path, places: Collection[str]) -> Scan | None:
+    """List what is at some places below `root`, with what lies below them, as `scan` would.
+
+    Args:
+        root: the folder.
+        places: paths relative to it, of files or folders, that may be there or not. Caption files
+            stand for their pictures.
+
+    Returns:
+        What is there, `covered` by the places; None where a link to a folder is met: which of its
+        names such a folder goes by is known to a whole scan only.
+
+    Raises:
+        SourceError: `root` is missing, or was replaced meanwhile.
+    """
+    before = _check_folder(root)
+    ignored = _ignore_rules(root)
+    found = Scan()
+    covered = set(places)
+    names_in: dict[str, set[str]] = {}
+    for place in places:
+        folder, _, name = place.rpartition("/")
+        names_in.setdefault(folder, set()).add(name)
+    links: deque[tuple[Path, str]] = deque()
+    for relative, names in sorted(names_in.items()):
+        ways = [*folders_of(relative), relative] if relative else []
+        if any((root / way).is_symlink() for way in ways):
+            return None
+        if any(_is_left_out(way, ignored) for way in ways):
+            continue
+        try:
+            entries = sorted(os.scandir(root / relative), key=lambda entry: entry.name)
+        except OSError as error:
+            if error.errno not in {ENOENT, ENOTDIR}:
+                found.unreadable[relative] = error.strerror or type(error).__name__
+            continue
+        captions = {name for name in names if name.endswith(SIDECAR_SUFFIXES)}
+        chosen = [
+            entry
+            for entry in entries
+            if entry.name in names
+            or (captions and not captions.isdisjoint(sidecar_names(entry.name)))
+        ]
+        covered.update(f"{relative}/{e.name}" if relative else e.name for e in chosen)
+        folders: deque[tuple[Path, str]] = deque()
+        by_name = {entry.name: entry for entry in entries}
+        _visit(chosen, by_name, relative, ignored, found, folders, links)
+        if not links:
+            _walk(root, folders, links, ignored, found, follow=False)
+        if links:
+            return None
+    # Where a disk was unplugged meanwhile, nothing of it is gone.
+    after = _check_folder(root)
+    if (before.st_dev, before.st_ino) != (after.st_dev, after.st_ino):
+        raise SourceError(f"The folder {root} was replaced while it was looked at. Try again.")
+    found.files = dict(sorted(found.files.items()))
+    found.covered = frozenset(covered)
+    return found
+
+
+def concerns(path: str) -> bool:
+    """Say whether a change at `path` may matter to a scan, going by its name alone.
+
+    What is no picture, container or caption file may be a folder.
+    """
+    return not any(_is_hidden(part) for part in path.split("/")) or path == IGNORE_FILE
+
+
+def _check_folder(root: Path) -> os.stat_result:
+    """Return the status of a folder that is to be scanned.
+
+    Raises:
+        SourceError: it is missing, or no folder.
+    """
     try:
-        is_folder = S_ISDIR(root.stat().st_mode)
+        status = root.stat()
     except FileNotFoundError:
         raise SourceError(f"There is no folder {root}. Check the path.") from None
     except (OSError, ValueError) as error:
         raise SourceError(f"The folder {root} cannot be reached: {error}.") from error
-    if not is_folder:
+    if not S_ISDIR(status.st_mode):
         raise SourceError(f"{root} is a file. Give the folder that holds it.")
-    ignored = _ignore_rules(root)
-    found = Scan()
+    return status
+
+
+def _walk(
+    root: Path,
+    folders: deque[tuple[Path, str]],
+    links: deque[tuple[Path, str]],
+    ignored: GitIgnoreSpec,
+    found: Scan,
+    *,
+    follow: bool = True,
+) -> None:
+    """Add to a scan what is in folders and below them, and then behind links to folders."""
     seen: set[tuple[int, int]] = set()
-    folders = deque([(root, "")])
-    links: deque[tuple[Path, str]] = deque()
-    while folders or links:
+    while folders or (links and follow):
         folder, relative = folders.popleft() if folders else links.popleft()
         try:
             status = folder.stat()
@@ -155,31 +265,30 @@ def scan(root: Path) -> Scan:
             found.unreadable[relative] = error.strerror or type(error).__name__
             continue
         seen.add(identity)
-        _visit(entries, relative, ignored, found, folders, links)
-    found.files = dict(sorted(found.files.items()))
-    return found
+        by_name = {entry.name: entry for entry in entries}
+        _visit(entries, by_name, relative, ignored, found, folders, links)
 
 
 def _visit(
     entries: list[os.DirEntry[str]],
+    by_name: Mapping[str, os.DirEntry[str]],
     relative: str,
     ignored: GitIgnoreSpec,
     found: Scan,
     folders: deque[tuple[Path, str]],
     links: deque[tuple[Path, str]],
 ) -> None:
-    by_name = {entry.name: entry for entry in entries}
     for entry in entries:
         name = entry.name
         path = f"{relative}/{name}" if relative else name
-        if name.startswith(".") or name in ALWAYS_IGNORED:
+        if _is_hidden(name):
             continue
         try:
             if entry.is_dir():
                 if not ignored.match_file(f"{path}/"):
                     (links if entry.is_symlink() else folders).append((Path(entry.path), path))
                 continue
-            if not _is_looked_at(name) or ignored.match_file(path):
+            if not may_be_listed(name) or ignored.match_file(path):
                 continue
             if not entry.is_file():
                 link = entry.is_symlink()
@@ -187,7 +296,7 @@ def _visit(
                 continue
             status = entry.stat()
         except OSError as error:
-            if _is_looked_at(name):
+            if may_be_listed(name):
                 lost = error.errno in {ENOENT, ELOOP}
                 reason = "a link that leads nowhere" if lost else f"{error.strerror}"
                 (found.unusable if lost else found.unreadable)[path] = reason
@@ -199,7 +308,16 @@ def _visit(
         found.files[path] = FoundFile(*size_and_time(status), sidecars)
 
 
-def _is_looked_at(name: str) -> bool:
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name in ALWAYS_IGNORED
+
+
+def _is_left_out(folder: str, ignored: GitIgnoreSpec) -> bool:
+    return _is_hidden(folder.rpartition("/")[2]) or ignored.match_file(f"{folder}/")
+
+
+def may_be_listed(name: str) -> bool:
+    """Say whether a file of this name would be listed, as a picture or as a container of some."""
     return _is_picture_name(name) or _is_container_name(name)
 
 
@@ -223,7 +341,7 @@ def size_and_time(status: os.stat_result) -> tuple[int, int]:
 def would_list(path: str) -> bool:
     """Say whether a scan lists a picture at this path, but for what `.mmsearchignore` names."""
     parts = path.split("/")
-    hidden = any(part.startswith(".") or part in ALWAYS_IGNORED for part in parts)
+    hidden = any(map(_is_hidden, parts))
     return not hidden and _is_picture_name(parts[-1])
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from mmsearch.errors import LibraryNotFound, SourceError
@@ -13,32 +13,77 @@ from mmsearch.retrieval.containers import enclosing
 from mmsearch.retrieval.inputs import Listed, list_of, read_list, scan_listed
 from mmsearch.retrieval.library import Library, library_above
 from mmsearch.retrieval.media import TRANSIENT_KINDS
-from mmsearch.retrieval.scan import FoundFile, Scan, scan
+from mmsearch.retrieval.scan import FoundFile, Scan, scan, scan_places
 
 __all__ = ["Survey", "survey"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Survey:
-    """What was found.
+    """What was asked for, and what was found.
 
     Attributes:
+        source: what was named.
         root: the library's folder.
-        captions: (absolute path, caption) pairs that a list of files gave.
+        listed: the files, where `source` is no folder.
+        only: the only places in the folder to look at; all of it where it is None.
+        later: places to leave for another time.
+        retry: what could not be read will be tried again.
+        found: what is there.
     """
 
+    source: Path | Sequence[Path]
     root: Path
-    found: Scan
-    captions: list[tuple[str, str]]
+    listed: Listed | None
+    only: Collection[str] | None
+    later: Collection[str]
+    retry: bool
+    found: Scan = field(default_factory=Scan)
+
+    @property
+    def captions(self) -> list[tuple[str, str]]:
+        """(absolute path, caption) pairs that a list of files gave."""
+        return [] if self.listed is None else self.listed.captions
+
+    def look(self) -> None:
+        """Look at what is there; once more where that may have changed since.
+
+        Raises:
+            SourceError: it cannot be used, or holds no picture.
+        """
+        found = None if self.only is None else scan_places(self.root, self.only)
+        if found is None:
+            found = scan(self.root) if self.listed is None else scan_listed(self.root, self.listed)
+        found.postpone(self.later)
+        self.found = found
+        if found.containers:
+            # To read again what failed before, they must be looked into.
+            found.open_containers(self.root, {} if self.retry else _unchanged(self.root, found))
+        if found.covered is not None and self.listed is None:
+            return
+        empty = not found.files and not found.containers and not found.unreadable
+        if self.listed is not None and empty:
+            _refuse_names_of_nothing(self.source, self.listed, self.root)
+        if not found.files and not found.unusable and not found.damaged:
+            raise SourceError(_nothing_found(self.root, found))
 
 
-def survey(source: Path | Sequence[Path], root: Path | None, *, retry: bool) -> Survey:
+def survey(
+    source: Path | Sequence[Path],
+    root: Path | None,
+    *,
+    retry: bool,
+    only: Collection[str] | None = None,
+    later: Collection[str] = (),
+) -> Survey:
     """Find out what `source` names: a folder, shards or a list of paths.
 
     Args:
         source: see `read_list`; or the files themselves.
         root: the library's folder, where `source` is none.
         retry: what could not be read will be tried again.
+        only: the only places in a folder to look at.
+        later: places to leave for another time.
 
     Raises:
         SourceError: it cannot be used, holds no picture, or names files outside of `root`.
@@ -47,18 +92,11 @@ def survey(source: Path | Sequence[Path], root: Path | None, *, retry: bool) -> 
     if listed is None:
         assert isinstance(source, Path)
         place = _root(source, root)
-        found = scan(place)
     else:
         place = _root_of_files(listed, root)
-        found = scan_listed(place, listed)
-    if found.containers:
-        # To read again what failed before, they must be looked into.
-        found.open_containers(place, {} if retry else _unchanged(place, found))
-    if listed is not None and not found.files and not found.containers and not found.unreadable:
-        _refuse_names_of_nothing(source, listed, place)
-    if not found.files and not found.unusable and not found.damaged:
-        raise SourceError(_nothing_found(place, found))
-    return Survey(place, found, [] if listed is None else listed.captions)
+    seen = Survey(source, place, listed, only, later, retry)
+    seen.look()
+    return seen
 
 
 def _root(folder: Path, given: Path | None) -> Path:

@@ -108,6 +108,7 @@ def tune(
     pairs: Path | str | None = None,
     model: str | Path | Encoder | None = None,
     seed: int = 0,
+    wait: float = 0.0,
     progress: Progress | None = None,
 ) -> TuneReport:
     """Learn from a library's captions, or from chosen results; use it if it helps.
@@ -123,6 +124,8 @@ def tune(
             as queries and the answer that was chosen; see `read_pairs` and `Locator`.
         model: the encoder; the one the library was built with when not given.
         seed: of the choice of held-out pictures and of the batches.
+        wait: seconds to wait for another process that writes to this library; `math.inf` for as
+            long as it takes.
         progress: called with the stage (`texts`, `learning`), how much is done and of how much.
 
     Raises:
@@ -135,7 +138,7 @@ def tune(
     notify = progress or (lambda *_: None)
     source = None if pairs is None else Path(pairs)
     chosen = None if source is None else [(p.path, p.caption) for p in read_pairs(source)]
-    with open_engine(library, model=model, device="cpu") as engine, engine.library.indexing():
+    with open_engine(library, model=model, device="cpu") as engine, engine.library.indexing(wait):
         row = engine.library.catalog.library()
         engine.check(row)
         encoder_id, _ = engine.library.active_encoder(row)
@@ -177,30 +180,36 @@ def tune(
         return replace(report, adapter=id_)
 
 
-def undo(library: Path | str) -> tuple[int, int | None]:
+def undo(library: Path | str, *, wait: float = 0.0) -> tuple[int, int | None]:
     """Take the last tuning back; return how many were (0 or 1) and the id of what applies now.
 
+    `wait` is as in `tune`.
+
     Raises:
         LibraryNotFound: the folder was never indexed.
         LibraryLocked: another process is indexing or tuning this library.
         StorageError: the library cannot be written to.
     """
-    return _take_back(library, lambda row: (row.adapter_id or 0) - 1)
+    return _take_back(library, lambda row: (row.adapter_id or 0) - 1, wait)
 
 
-def reset(library: Path | str) -> tuple[int, int | None]:
+def reset(library: Path | str, *, wait: float = 0.0) -> tuple[int, int | None]:
     """Take every tuning back, for good; return how many were, and None.
 
+    `wait` is as in `tune`.
+
     Raises:
         LibraryNotFound: the folder was never indexed.
         LibraryLocked: another process is indexing or tuning this library.
         StorageError: the library cannot be written to.
     """
-    return _take_back(library, lambda _: 0)
+    return _take_back(library, lambda _: 0, wait)
 
 
-def _take_back(library: Path | str, above: Callable[[LibraryRow], int]) -> tuple[int, int | None]:
-    with closing(Library.open(Path(library))) as opened, opened.indexing():
+def _take_back(
+    library: Path | str, above: Callable[[LibraryRow], int], wait: float
+) -> tuple[int, int | None]:
+    with closing(Library.open(Path(library))) as opened, opened.indexing(wait):
         row = opened.catalog.library()
         if row.encoder_id is None or row.adapter_id is None:
             return 0, None

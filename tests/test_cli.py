@@ -395,7 +395,10 @@ def test_queries_answer_while_indexing(tmp_path: Path) -> None:
         wait_for_files(photos, 32)
         assert json_of("query", "noise", "--all", "--library", photos)["considered"] >= 32
         second = run("index", photos, code=1)
-        assert "Another mmsearch is indexing" in second.stderr
+        assert re.search(
+            rf"Another mmsearch \(pid {process.pid}, mmsearch index, for \d+ s\) is writing to",
+            second.stderr,
+        )
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from random import Random
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from mmsearch.errors import SourceError
 from mmsearch.retrieval.captions import read_sidecar
-from mmsearch.retrieval.scan import ALWAYS_IGNORED, IGNORE_FILE, FoundFile, scan
+from mmsearch.retrieval.scan import ALWAYS_IGNORED, IGNORE_FILE, FoundFile, scan, scan_places
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="needs links, pipes and free names")
 
@@ -279,3 +280,51 @@ def test_a_scan_finds_what_a_plain_walk_finds(
         and not any(part.startswith(".") or part == "node_modules" for part in name.split("/"))
     )
     assert found(root) == expected
+
+
+def test_places_are_scanned_as_the_whole_is(tmp_path: Path) -> None:
+    chance = Random(7)
+    folders = ["", "a", "a/b", "a/.hidden", "ignored", "c", "c/@eaDir", "c/d/e"]
+    names = ["x.jpg", "y.PNG", "x.txt", "y.PNG.json", "notes.md", ".z.jpg", "t.tar", "no.jpg"]
+    for folder in folders:
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+        for name in names:
+            if chance.random() < 0.7:
+                (tmp_path / folder / name).write_bytes(b"x" * chance.randrange(9))
+    (tmp_path / ".mmsearchignore").write_text("ignored/\nno.jpg\n")
+    whole = scan(tmp_path)
+    paths = [f"{folder}/{name}".strip("/") for folder in folders for name in names]
+    for _ in range(200):
+        places = chance.sample([*paths, *filter(None, folders), "gone", "gone/x.jpg"], 4)
+        found = scan_places(tmp_path, places)
+        assert found is not None
+        assert found.covered is not None
+        assert found.covered >= set(places)
+        for theirs, ours in ((whole.files, found.files), (whole.containers, found.containers)):
+            assert ours == {path: theirs[path] for path in theirs if not found.may_hold(path)}
+    captions = scan_places(tmp_path, ["x.txt", "c/y.PNG.json"])
+    assert captions is not None
+    pictures = {"x.jpg", "c/y.PNG"} & whole.files.keys()
+    assert pictures
+    assert captions.files.keys() == pictures
+
+
+def test_behind_links_places_are_not_told_apart(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real/x.jpg").write_bytes(b"x")
+    (tmp_path / "link").symlink_to("real")
+    assert scan_places(tmp_path, ["link/x.jpg"]) is None
+    assert scan_places(tmp_path, ["link"]) is None
+    assert scan_places(tmp_path, ["real/x.jpg"]) is not None
+
+
+def test_what_is_postponed_is_as_if_never_looked_at(tmp_path: Path) -> None:
+    for name in ("a/x.jpg", "a/y.jpg", "ab/z.jpg", "w.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    found = scan(tmp_path)
+    found.postpone(["a", "w.jpg"])
+    assert list(found.files) == ["ab/z.jpg"]
+    assert found.may_hold("a/x.jpg")
+    assert found.may_hold("w.jpg")
+    assert not found.may_hold("ab/q.jpg")

@@ -395,6 +395,13 @@ class Catalog:
                 for path, id_ in connection.execute(statement.where(file.path.in_(part)))
             }
 
+    def holds_below(self, folder: str) -> bool:
+        """Say whether a picture is known below a folder."""
+        path = tables.file.c.path
+        below = (path > f"{folder}/") & (path < f"{folder}0")  # the sign that follows the slash
+        with self._connect() as connection:
+            return connection.execute(select(path).where(below).limit(1)).first() is not None
+
     def known_problems(self) -> dict[str, KnownProblem]:
         """Return every file that could not be indexed, by path."""
         columns = tables.problem.c

@@ -10,6 +10,7 @@ import typer
 from mmsearch.retrieval.commands.options import (
     Json,
     LibraryOption,
+    Wait,
     chosen_library,
     path_argument,
 )
@@ -52,6 +53,7 @@ def restore(
             parser=path_argument, metavar="FOLDER", help="The folder of pictures, wherever it is."
         ),
     ],
+    wait: Wait = None,
     as_json: Json = False,
 ) -> None:
     """Make a backup the library of a folder; the library that is there is set aside.
@@ -60,7 +62,7 @@ def restore(
     """
     from mmsearch.retrieval import backup as backups
 
-    done = backups.restore(file, folder)
+    done = backups.restore(file, folder, wait=wait or 0)
     if as_json:
         print_json(done.to_json())
     say(f"{_held(done)} restored for {done.library}")

@@ -12,6 +12,7 @@ from mmsearch.retrieval.commands.options import (
     EXIT_NEEDS_ATTENTION,
     Json,
     LibraryOption,
+    Wait,
     chosen_library,
     path_argument,
 )
@@ -49,6 +50,7 @@ def doctor(
         ),
     ] = False,
     library: LibraryOption = None,
+    wait: Wait = None,
     as_json: Json = False,
 ) -> None:
     """Check a library: catalog, words, vectors, model, indexes, files. Exit code 4: see to it.
@@ -66,7 +68,13 @@ def doctor(
 
     read_large_pictures()
     with progress_bar() as show:
-        found = examine(chosen_library(folder or library), mend=repair, deep=deep, progress=show)
+        found = examine(
+            chosen_library(folder or library),
+            mend=repair,
+            deep=deep,
+            wait=wait or 0,
+            progress=show,
+        )
     if as_json:
         print_json(found.to_json())
     else:

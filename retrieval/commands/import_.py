@@ -12,6 +12,7 @@ from mmsearch.retrieval.commands.options import (
     EXIT_INTERRUPTED,
     EXIT_NEEDS_ATTENTION,
     Json,
+    Wait,
     path_argument,
 )
 from mmsearch.retrieval.terminal import (
@@ -61,6 +62,7 @@ def import_(
         bool,
         typer.Option("--unchecked", help="Do not compare any vector with the encoder's own."),
     ] = False,
+    wait: Wait = None,
     as_json: Json = False,
 ) -> None:
     """Take over vectors of clip-retrieval or rclip, without embedding again.
@@ -84,7 +86,12 @@ def import_(
                 show(progress.stage, progress.done, progress.total)
 
             report = import_library(
-                source, model=model, root=root, unchecked=unchecked, progress=follow
+                source,
+                model=model,
+                root=root,
+                unchecked=unchecked,
+                wait=wait or 0,
+                progress=follow,
             )
     except KeyboardInterrupt:
         say("Interrupted. Run the same command to continue.")

@@ -12,6 +12,7 @@ from mmsearch.retrieval.commands.options import (
     EXIT_INTERRUPTED,
     EXIT_NEEDS_ATTENTION,
     Json,
+    Wait,
     path_argument,
 )
 from mmsearch.retrieval.terminal import (
@@ -78,6 +79,7 @@ def index(
     retry: Annotated[
         bool, typer.Option("--retry", help="Read files again that could not be indexed before.")
     ] = False,
+    wait: Wait = None,
     as_json: Json = False,
 ) -> None:
     """Index a folder of pictures, or bring its index up to date.
@@ -110,6 +112,7 @@ def index(
                 captions=captions,
                 describe=describe,
                 retry=retry,
+                wait=wait or 0,
                 progress=follow,
             )
     except KeyboardInterrupt:

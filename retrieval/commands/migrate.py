@@ -14,6 +14,7 @@ from mmsearch.retrieval.commands.options import (
     EXIT_NOTHING_MATCHED,
     Json,
     LibraryOption,
+    Wait,
     chosen_library,
 )
 from mmsearch.retrieval.commands.status import model_lines, percent_done
@@ -61,6 +62,7 @@ def migrate(
     drop_old: Annotated[
         bool, typer.Option("--drop-old", help="Drop what --keep-old has kept.")
     ] = False,
+    wait: Wait = None,
     as_json: Json = False,
 ) -> None:
     """Embed a library again with another model, and switch to it once that is complete.
@@ -82,7 +84,7 @@ def migrate(
         _print_status(folder, as_json=as_json)
         return
     if cancel or drop_old:
-        _drop(folder, cancel=cancel, as_json=as_json)
+        _drop(folder, cancel=cancel, wait=wait or 0, as_json=as_json)
         return
     terminate_like_interrupt()
     read_large_pictures()
@@ -93,7 +95,12 @@ def migrate(
                 show(progress.stage, progress.done, progress.total, progress.remark)
 
             report = model_change.migrate(
-                folder, model=model, keep_old=keep_old, leave_out=leave_out, progress=follow
+                folder,
+                model=model,
+                keep_old=keep_old,
+                leave_out=leave_out,
+                wait=wait or 0,
+                progress=follow,
             )
     except KeyboardInterrupt:
         _say_interrupted(folder)
@@ -127,14 +134,14 @@ def _print_status(folder: Path, *, as_json: bool) -> None:
         say(f"No change of model is under way; {model} answers.")
 
 
-def _drop(folder: Path, *, cancel: bool, as_json: bool) -> None:
+def _drop(folder: Path, *, cancel: bool, wait: float, as_json: bool) -> None:
     from mmsearch.retrieval import model_change
 
     if cancel:
-        unfinished = model_change.cancel(folder)
+        unfinished = model_change.cancel(folder, wait=wait)
         rows = [] if unfinished is None else [unfinished]
     else:
-        rows = model_change.drop_old(folder)
+        rows = model_change.drop_old(folder, wait=wait)
     if as_json:
         names = [row.spec.label for row in rows]
         print_json({"schema": 1, "library": str(folder), "dropped": names})

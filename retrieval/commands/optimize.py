@@ -14,6 +14,7 @@ from mmsearch.retrieval.commands.options import (
     EXIT_INTERRUPTED,
     Json,
     LibraryOption,
+    Wait,
     chosen_library,
     described_search,
 )
@@ -74,6 +75,7 @@ def optimize(
         typer.Option(help="The kind of index, whatever fits best. Not given: what fits best."),
     ] = None,
     library: LibraryOption = None,
+    wait: Wait = None,
     as_json: Json = False,
 ) -> None:
     """Measure which index a library needs, and make it: exact while that is fast enough.
@@ -98,7 +100,7 @@ def optimize(
     terminate_like_interrupt()
     made = {}
     try:
-        with opened.indexing(), progress_bar() as show:
+        with opened.indexing(wait or 0), progress_bar() as show:
             row = opened.catalog.library()
             for target in Target:
                 started = time.perf_counter()

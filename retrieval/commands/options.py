@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, ClassVar
 
 import typer
+from typer.core import TyperCommand
 
 from mmsearch.retrieval.terminal import say
 
@@ -15,14 +17,17 @@ __all__ = [
     "EXIT_NEEDS_ATTENTION",
     "EXIT_NOTHING_MATCHED",
     "TOKEN_VARIABLE",
+    "Command",
     "Json",
     "LibraryOption",
     "Rerank",
     "RerankDepth",
     "ServerOption",
     "TokenOption",
+    "Wait",
     "chosen_library",
     "described_search",
+    "duration_argument",
     "milliseconds_argument",
     "path_argument",
 ]
@@ -80,6 +85,47 @@ def milliseconds_argument(text: str) -> float:
         raise typer.BadParameter(f"'{text}' is no time: say 200ms, 0.5s or 1s")
     return float(found[1]) * (1000 if found[2] == "s" else 1)
 
+
+class Command(TyperCommand):
+    """A command whose options of `ALONE` may stand alone, which Typer's options may not."""
+
+    ALONE: ClassVar = {"--wait": "forever", "--poll": "2s"}
+    """What such an option means where no time follows it."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: ANN401 (Typer's own class)
+        """Say in full what is meant where an option stands alone."""
+        spelled = []
+        for place, word in enumerate(args):
+            following = args[place + 1] if place + 1 < len(args) else ""
+            alone = word in self.ALONE and _DURATION.fullmatch(following) is None
+            if alone and "--" not in args[:place]:
+                word = f"{word}={self.ALONE[word]}"
+            spelled.append(word)
+        return super().parse_args(ctx, spelled)
+
+
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(s|m|min|h|d)|forever", re.ASCII)
+_SECONDS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
+
+
+def duration_argument(text: str) -> float:
+    """Parse a time, `90s`, `5m`, `1h` or `forever`, into seconds; else it is a usage error."""
+    found = _DURATION.fullmatch(text.strip())
+    if found is None:
+        raise typer.BadParameter(f"'{text}' is no time: say 30s, 5m, 1h or forever")
+    return math.inf if found[2] is None else float(found[1]) * _SECONDS[found[2]]
+
+
+Wait = Annotated[
+    float | None,
+    typer.Option(
+        "--wait",
+        parser=duration_argument,
+        metavar="[TIME]",
+        help="Where another mmsearch is writing to this library, wait until it has finished; for "
+        "30s, 5m or 1h at most where a time is given.",
+    ),
+]
 
 Rerank = Annotated[
     str | None,

@@ -12,6 +12,7 @@ from mmsearch.retrieval.commands.options import (
     EXIT_NOTHING_MATCHED,
     Json,
     LibraryOption,
+    Wait,
     chosen_library,
     path_argument,
 )
@@ -45,6 +46,7 @@ def tune(
     seed: Annotated[
         int, typer.Option(min=0, help="Chooses which pictures are held out to measure on.")
     ] = 0,
+    wait: Wait = None,
     as_json: Json = False,
 ) -> None:
     """Fit queries to a library, by its captions or by results that were chosen.
@@ -63,12 +65,12 @@ def tune(
         raise typer.BadParameter("--pairs, --undo and --reset exclude each other")
     folder = chosen_library(library)
     if undo or reset:
-        _take_back(folder, everything=reset, as_json=as_json)
+        _take_back(folder, everything=reset, wait=wait or 0, as_json=as_json)
         return
     terminate_like_interrupt()
     try:
         with progress_bar() as show:
-            report = tuning.tune(folder, pairs=pairs, seed=seed, progress=show)
+            report = tuning.tune(folder, pairs=pairs, seed=seed, wait=wait or 0, progress=show)
     except KeyboardInterrupt:
         say("Interrupted.")
         raise typer.Exit(EXIT_INTERRUPTED) from None
@@ -79,10 +81,11 @@ def tune(
         raise typer.Exit(EXIT_NOTHING_MATCHED)
 
 
-def _take_back(folder: Path, *, everything: bool, as_json: bool) -> None:
+def _take_back(folder: Path, *, everything: bool, wait: float, as_json: bool) -> None:
     from mmsearch.retrieval import tuning
 
-    count, adapter = tuning.reset(folder) if everything else tuning.undo(folder)
+    take_back = tuning.reset if everything else tuning.undo
+    count, adapter = take_back(folder, wait=wait)
     if as_json:
         print_json({"schema": 1, "library": str(folder), "taken_back": count, "adapter": adapter})
     if count == 0:

@@ -17,6 +17,7 @@ from mmsearch.retrieval.doctor.pictures import examine_files, examine_sample
 from mmsearch.retrieval.encoders import load_encoder
 from mmsearch.retrieval.library import Library, catalog_of
 from mmsearch.retrieval.schema import Target, tell_apart
+from mmsearch.retrieval.writer_lock import writing
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,6 +39,7 @@ def examine(
     *,
     mend: bool = False,
     deep: bool = False,
+    wait: float = 0.0,
     progress: Progress = lambda *_: None,
 ) -> Diagnosis:
     """Say whether the library of a folder is sound and, where that is asked, put it right.
@@ -50,6 +52,8 @@ def examine(
         mend: repair what can be.
         deep: read every page and index of the catalog, embed a sample of pictures again, and
             compare the content of a sample with what was indexed.
+        wait: where it is to be repaired, seconds to wait for another process that writes to it;
+            `math.inf` for as long as it takes.
         progress: called with a part, how many of them are done and how many there are.
 
     Raises:
@@ -63,7 +67,7 @@ def examine(
     diagnosis = Diagnosis(Path(folder))
     parts = len(Part)
     progress(Part.CATALOG, 0, parts)
-    if not _catalog_is_sound(catalog, diagnosis, mend=mend, deep=deep):
+    if not _catalog_is_sound(catalog, diagnosis, mend=mend, deep=deep, wait=wait):
         diagnosis.seconds = time.perf_counter() - started
         return diagnosis
     with ExitStack() as stack:
@@ -71,7 +75,7 @@ def examine(
         stack.callback(library.close)
         diagnosis.library = library.root
         if mend:
-            stack.enter_context(library.indexing())
+            stack.enter_context(library.indexing(wait))
         doctor = _Doctor(library, diagnosis, mend=mend, deep=deep)
         for done, (part, look) in enumerate(doctor.parts(), 1):
             progress(part, done, parts)
@@ -81,7 +85,9 @@ def examine(
     return diagnosis
 
 
-def _catalog_is_sound(path: Path, diagnosis: Diagnosis, *, mend: bool, deep: bool) -> bool:
+def _catalog_is_sound(
+    path: Path, diagnosis: Diagnosis, *, mend: bool, deep: bool, wait: float
+) -> bool:
     """Examine the file itself, before anything else opens it; say whether one can go on."""
     faults = integrity.damage(path, deep=deep)
     how = "every page and every index" if deep else "every page"
@@ -99,7 +105,8 @@ def _catalog_is_sound(path: Path, diagnosis: Diagnosis, *, mend: bool, deep: boo
         advice = "mmsearch doctor --repair takes out of it what can be read, and sets it aside."
         diagnosis.findings.append(Finding(Part.CATALOG, f"{problem}.", advice))
         return False
-    salvaged, diagnosis.set_aside = repair.replace_catalog(path)
+    with writing(path.parent, path.parent.parent, wait=wait):
+        salvaged, diagnosis.set_aside = repair.replace_catalog(path)
     kept = salvaged.rows
     diagnosis.findings.append(
         Finding(

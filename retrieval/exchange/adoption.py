@@ -115,6 +115,7 @@ def import_library(
     model: str | Path | Encoder | None = None,
     root: Path | str | None = None,
     unchecked: bool = False,
+    wait: float = 0.0,
     progress: Callable[[Progress], None] | None = None,
 ) -> ImportReport:
     """Make, or add to, the library of a folder of pictures from vectors of another tool.
@@ -129,6 +130,8 @@ def import_library(
             (rclip, `export_library`).
         root: the folder of the pictures; the one that all of them were recorded in when not given.
         unchecked: take the vectors over without comparing any.
+        wait: seconds to wait for another process that writes to this library; `math.inf` for as
+            long as it takes.
         progress: called often, from this thread.
 
     Raises:
@@ -168,7 +171,9 @@ def import_library(
         report.checked, report.lowest_cosine = check.count, check.lowest
         library = Library.create(folder)
         try:
-            with library.indexing():
+            with library.indexing(wait) as waited:
+                if waited:
+                    _refuse_other_library(folder, encoder)
                 run = Run(library, encoder, found, report_progress, Pace())
                 _Import(run, recorded, check, report).run(chosen)
                 run.embed_captions()
