@@ -5,9 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from filelock import FileLock, Timeout
-
-from mmsearch.errors import LibraryLocked, StorageError
+from mmsearch.errors import StorageError
 from mmsearch.retrieval.catalog import Catalog, integrity
 from mmsearch.retrieval.library import ASIDE, set_aside
 from mmsearch.retrieval.model_change import embed_lacking
@@ -27,20 +25,12 @@ __all__ = ["drop_vectors", "embed_again", "embed_what_lacks", "named", "replace_
 def replace_catalog(path: Path) -> tuple[integrity.Salvaged, Path]:
     """Put a catalog of all rows that can be read in the place of a damaged one.
 
-    Returns what was saved, and the folder that the damaged files are in.
+    Whoever calls it holds the library's lock. Returns what was saved, and the folder that the
+    damaged files are in.
 
     Raises:
-        LibraryLocked: another process is indexing.
         StorageError: nothing can be read, or there is no room; everything is as it was.
     """
-    lock = FileLock(path.parent / "lock")
-    try:
-        lock.acquire(blocking=False)
-    except Timeout as error:
-        raise LibraryLocked(
-            f"Another mmsearch is indexing {path.parent.parent}. Run this command again when it "
-            "has finished."
-        ) from error
     fresh = path.with_name(f"{path.name}.mended")
     try:
         for end in ("", "-wal", "-shm"):
@@ -54,8 +44,6 @@ def replace_catalog(path: Path) -> tuple[integrity.Salvaged, Path]:
             f"The catalog {path} cannot be replaced: {error.strerror}. It is where it was, or in "
             f"{path.parent / ASIDE}."
         ) from error
-    finally:
-        lock.release()
     return salvaged, aside
 
 
