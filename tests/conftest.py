@@ -124,7 +124,8 @@ def _own_home(
     folders = ("XDG_CACHE_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME", "LOCALAPPDATA")
     for name in ("HOME", "USERPROFILE", *folders):
         monkeypatch.setenv(name, str(home))
-    for name in ("MMSEARCH_CACHE", "MMSEARCH_LIBRARY"):
+    # Size of a terminal that is none: pytest-xdist sets them.
+    for name in ("MMSEARCH_CACHE", "MMSEARCH_LIBRARY", "COLUMNS", "LINES"):
         monkeypatch.delenv(name, raising=False)
     assert os.environ["HOME"] == str(home)
     cached = home / "mmsearch" / "tags"

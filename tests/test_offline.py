@@ -119,9 +119,11 @@ def test_the_command_line_enforces_it(how: str, tmp_path: Path) -> None:
     program = (
         "import sys, socket, typer\n"
         "from mmsearch import cli\n"
-        "@cli.app.command()\n"
+        "app = cli.make_app()\n"
+        "@app.command()\n"
         "def reach() -> None:\n"
         "    socket.create_connection(('192.0.2.1', 80), timeout=1)\n"
+        "cli.make_app = lambda names: app\n"
         "sys.argv[0] = 'mmsearch'\n"
         "cli.main()\n"
     )

@@ -201,6 +201,8 @@ def ask(page, words: str) -> None:
     """Type a question and wait for its answer."""
     with page.expect_response(lambda response: "/page/answer" in response.url):
         page.fill("#q", words)
+    # That may have been an answer to what was scrolled to before.
+    until(page, "words => (new URL(location).searchParams.get('q') ?? '') === words", words)
     settled(page)
 
 

@@ -73,6 +73,17 @@ class Tortured:
         return sorted(kind.path for kind in self.kinds if kind.outcome in outcomes)
 
 
+MEASURED = """
+import resource, subprocess, sys
+code = subprocess.call(sys.argv[2:])
+peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+open(sys.argv[1], "w").write(str(peak * (1 if sys.platform == "darwin" else 1024)))
+sys.exit(code)
+"""
+"""Runs a command and writes its peak. By way of a small process: before it becomes another program, a
+child is as large as whoever started it, and Linux counts that."""
+
+
 @pytest.fixture(scope="module")
 def tortured(tmp_path_factory: pytest.TempPathFactory, _names_of_compact: Path) -> Tortured:
     here = tmp_path_factory.mktemp("torture")
@@ -84,13 +95,10 @@ def tortured(tmp_path_factory: pytest.TempPathFactory, _names_of_compact: Path) 
     shutil.copytree(_names_of_compact, home / "mmsearch" / "tags")
     made = Tortured(folder, kinds, left_out, snapshot(folder), environment)
     with (here / "out").open("w+") as out, (here / "err").open("w+") as err:
-        process = subprocess.Popen(
-            [MMSEARCH, "index", str(folder), "--json"], stdout=out, stderr=err, env=environment
-        )
-        # Of this one process, where `RUSAGE_CHILDREN` is of all there ever were.
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = made.code = os.waitstatus_to_exitcode(status)
-        made.peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        command = [MMSEARCH, "index", str(folder), "--json"]
+        measured = [sys.executable, "-c", MEASURED, str(here / "peak"), *command]
+        made.code = subprocess.call(measured, stdout=out, stderr=err, env=environment)
+        made.peak = int((here / "peak").read_text())
         out.seek(0), err.seek(0)
         made.output, made.talk = out.read(), err.read()
     return made
