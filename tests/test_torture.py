@@ -80,8 +80,8 @@ peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
 open(sys.argv[1], "w").write(str(peak * (1 if sys.platform == "darwin" else 1024)))
 sys.exit(code)
 """
-"""Runs a command and writes its peak. By way of a small process: before it becomes another program, a
-child is as large as whoever started it, and Linux counts that."""
+"""Runs a command and writes its peak. By way of a small process: before it becomes another program,
+a child is as large as whoever started it, and Linux counts that."""
 
 
 @pytest.fixture(scope="module")
