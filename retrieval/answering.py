@@ -288,7 +288,7 @@ class _Work:
                     each = zip(self._matches(kept), kept, strict=True)
                     kept = self._sorted([one for match, one in each if match >= cut])
             kept, reranked = self._reranked(kept)
-            others: list[tuple[str, ...]] = []
+            others: list[tuple[FileRow, ...]] = []
             if kept and (wanted.group or wanted.diversity):
                 kept, others = self._apart(kept, bool(reranked))
             kept = kept[: wanted.k]
@@ -320,11 +320,11 @@ class _Work:
 
     def _apart(
         self, found: list[_Found], reranked: bool
-    ) -> tuple[list[_Found], list[tuple[str, ...]]]:
+    ) -> tuple[list[_Found], list[tuple[FileRow, ...]]]:
         """Spread and group candidates as far as is wanted.
 
         Returns:
-            Which are left, and of groups the paths of the others.
+            Which are left, and of groups the others.
         """
         wanted = self.wanted
         rows = self.state.vectors_in_order([each.id for each in found])
@@ -347,7 +347,7 @@ class _Work:
             return found, []
         taken = np.array([seconds_of(each.file.taken_at) for each in found])
         groups = collapse(rows, wanted.k, self.state.likeness, taken=taken)
-        others = [tuple(found[i].file.path for i in each.others) for each in groups]
+        others = [tuple(found[i].file for i in each.others) for each in groups]
         return [found[each.row] for each in groups], others
 
     def _sorted(self, found: list[_Found]) -> list[_Found]:
@@ -380,12 +380,13 @@ class _Work:
         found: Sequence[_Found],
         reranked: dict[int, Hit],
         match: Sequence[float] | None = None,
-        others: Sequence[tuple[str, ...]] = (),
+        others: Sequence[tuple[FileRow, ...]] = (),
     ) -> tuple[Hit, ...]:
         """Return what is told of candidates: they are numbered as they stand."""
         hits = []
         for n, (id_, score, file, caption) in enumerate(found):
             read = reranked.get(id_)
+            alike = others[n] if others else ()
             hits.append(
                 Hit(
                     n + 1,
@@ -397,9 +398,10 @@ class _Work:
                     file.width,
                     file.height,
                     None if match is None else match[n],
-                    others[n] if others else (),
+                    tuple(each.path for each in alike),
                     None if read is None else read.rerank_score,
                     None if read is None else read.first_rank,
+                    other_ids=tuple(each.id for each in alike),
                 )
             )
         return tuple(hits)

@@ -348,6 +348,7 @@ class Hit:
             with those of the same answer only.
         first_rank: its rank, from 1, before that.
         library: the name of the library it is in, where a server answered.
+        other_ids: the keys of `others` in the catalog, in their order.
     """
 
     rank: int
@@ -363,6 +364,7 @@ class Hit:
     rerank_score: float | None = None
     first_rank: int | None = None
     library: str | None = None
+    other_ids: tuple[int, ...] = ()
 
     @property
     def item(self) -> str | None:
@@ -382,6 +384,8 @@ class Hit:
             fields |= {"rerank_score": self.rerank_score, "first_rank": self.first_rank}
         if self.others:
             fields["group"] = {"size": 1 + len(self.others), "others": list(self.others)}
+            if self.library is not None:
+                fields["group"]["ids"] = list(self.other_ids)
         if self.caption is not None:
             fields["caption"] = self.caption
         return fields | {
@@ -408,6 +412,7 @@ class Hit:
             rerank_score=fields.get("rerank_score"),
             first_rank=fields.get("first_rank"),
             library=fields.get("library"),
+            other_ids=tuple(fields.get("group", {}).get("ids", ())),
         )
 
 

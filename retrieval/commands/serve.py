@@ -95,6 +95,8 @@ def serve(
     # this when it is loaded, which it is not yet.
     for variable in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"):
         os.environ.setdefault(variable, "1")
+    # Two batches scan side by side: FAISS's threads shall not spin while they wait for each other.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         from mmsearch.retrieval.web.server import serve as serve_libraries
     except ImportError as error:

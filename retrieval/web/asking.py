@@ -220,19 +220,7 @@ class Asking:
         totals = [page.total for page in pages.values()]
         if asked.offset is not None and None not in totals:
             fields["total"] = sum(total or 0 for total in totals)
-        for name in answers:
-            self._identify_groups(self._shelf[name], fields["results"])
         return named(fields, asked.like, asked.dislike)
-
-    def _identify_groups(self, served: Served, hits: list[dict[str, Any]]) -> None:
-        """Tell the ids of near-duplicates, by which their pictures can be had."""
-        grouped = [hit["group"] for hit in hits if hit["library"] == served.name and "group" in hit]
-        if grouped:
-            catalog = served.engine.library.catalog
-            paths = [path for group in grouped for path in group["others"]]
-            ids = catalog.embedded_ids(paths, catalog.library().encoder_id or 0)
-            for group in grouped:
-                group["ids"] = [ids.get(path) for path in group["others"]]
 
     async def _each(
         self, libraries: list[Served], ask: Callable[[Served], Awaitable[_Given]]
@@ -332,6 +320,8 @@ def answer_fields(
 
 def _hit_fields(library: str, hit: Hit, rank: int) -> dict[str, Any]:
     fields = hit.to_json() | {"rank": rank, "library": library, "id": hit.id}
+    if hit.others:
+        fields["group"]["ids"] = list(hit.other_ids)
     if hit.match is not None:
         fields["confidence"] = confidence(hit.match)
     return fields
