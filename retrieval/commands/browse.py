@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from mmsearch.errors import MmsearchError
-from mmsearch.retrieval.commands.options import LibraryOption, chosen_library, path_argument
+from mmsearch.retrieval.commands.options import LibraryArgument, LibraryOption, chosen_library
 from mmsearch.retrieval.commands.showing import open_file
 from mmsearch.retrieval.terminal import read_large_pictures
 
@@ -17,14 +16,7 @@ __all__ = ["browse"]
 
 
 def browse(
-    folder: Annotated[
-        Path | None,
-        typer.Argument(
-            parser=path_argument,
-            metavar="[LIBRARY]",
-            help="The folder that was indexed, as with --library.",
-        ),
-    ] = None,
+    folder: LibraryArgument = None,
     library: LibraryOption = None,
     k: Annotated[int, typer.Option("-k", min=1, help="How many pictures an answer has.")] = 30,
 ) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,10 +10,10 @@ import typer
 from mmsearch.retrieval.commands.options import (
     EXIT_NEEDS_ATTENTION,
     Json,
+    LibraryArgument,
     LibraryOption,
     Wait,
     chosen_library,
-    path_argument,
 )
 from mmsearch.retrieval.terminal import (
     print_json,
@@ -31,14 +30,7 @@ __all__ = ["doctor"]
 
 
 def doctor(
-    folder: Annotated[
-        Path | None,
-        typer.Argument(
-            parser=path_argument,
-            metavar="[LIBRARY]",
-            help="The folder that was indexed, as with --library.",
-        ),
-    ] = None,
+    folder: LibraryArgument = None,
     repair: Annotated[
         bool,
         typer.Option("--repair", help="Make anew what is derived, set aside what is damaged."),

@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from mmsearch.errors import MissingExtra
-from mmsearch.retrieval.commands.options import chosen_library, path_argument
+from mmsearch.retrieval.commands.options import Libraries, chosen_library
 from mmsearch.retrieval.terminal import read_large_pictures, say
 
 __all__ = ["mcp"]
 
 
 def mcp(
-    libraries: Annotated[
-        list[Path] | None,
-        typer.Argument(
-            parser=path_argument,
-            metavar="[LIBRARY]...",
-            help="Folders that were indexed; without any, the one that --library would find.",
-        ),
-    ] = None,
+    libraries: Libraries = None,
     follow_links: Annotated[
         bool,
         typer.Option(

@@ -19,6 +19,8 @@ __all__ = [
     "TOKEN_VARIABLE",
     "Command",
     "Json",
+    "Libraries",
+    "LibraryArgument",
     "LibraryOption",
     "Rerank",
     "RerankDepth",
@@ -47,6 +49,22 @@ def path_argument(text: str) -> Path:
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+LibraryArgument = Annotated[
+    Path | None,
+    typer.Argument(
+        parser=path_argument,
+        metavar="LIBRARY",
+        help="The folder that was indexed, as with --library.",
+    ),
+]
+Libraries = Annotated[
+    list[Path] | None,
+    typer.Argument(
+        parser=path_argument,
+        metavar="LIBRARY",
+        help="Folders that were indexed; without any, the one that --library would find.",
+    ),
+]
 LibraryOption = Annotated[
     Path | None,
     typer.Option(

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import secrets
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from mmsearch.errors import MissingExtra
-from mmsearch.retrieval.commands.options import TOKEN_VARIABLE, chosen_library, path_argument
+from mmsearch.retrieval.commands.options import TOKEN_VARIABLE, Libraries, chosen_library
 from mmsearch.retrieval.terminal import read_large_pictures, say
 
 __all__ = ["serve"]
@@ -22,14 +21,7 @@ BURST_S = 4
 
 
 def serve(
-    libraries: Annotated[
-        list[Path] | None,
-        typer.Argument(
-            parser=path_argument,
-            metavar="[LIBRARY]...",
-            help="Folders that were indexed; without any, the one that --library would find.",
-        ),
-    ] = None,
+    libraries: Libraries = None,
     host: Annotated[
         str, typer.Option(help="The address to listen on; 0.0.0.0 for every one of this machine.")
     ] = "127.0.0.1",

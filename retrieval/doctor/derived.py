@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-import sqlite3
+import shutil
 import time
-from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,8 +12,10 @@ import numpy as np
 
 from mmsearch.indexes import IndexFileError
 from mmsearch.indexes.base import WRITING
+from mmsearch.retrieval.catalog import integrity
 from mmsearch.retrieval.doctor.finding import Finding, Part
 from mmsearch.retrieval.index_files import ABANDONED_AFTER_S
+from mmsearch.retrieval.library import REGIONS
 from mmsearch.retrieval.schema import Target
 
 if TYPE_CHECKING:
@@ -98,11 +99,11 @@ def _compared(
     return len(ids), f"{wrong:,} of {len(some):,} vectors differ" if wrong else ""
 
 
-def examine_kept(library: Library, row: LibraryRow, *, mend: bool) -> tuple[str, list[Finding]]:
+def examine_kept(library: Library, *, mend: bool) -> tuple[str, list[Finding]]:
     """Return what was looked at and what was found: nothing here is ever a loss."""
     findings = []
-    regions = library.folder / "regions.sqlite"
-    if regions.is_file() and not _opens(regions):
+    regions = library.folder / REGIONS
+    if regions.is_file() and integrity.damage(regions, deep=False):
         if mend:
             library.regions.close()
             for end in ("", "-wal", "-shm"):
@@ -133,8 +134,6 @@ def examine_kept(library: Library, row: LibraryRow, *, mend: bool) -> tuple[str,
     leftovers = _leftovers(library.folder)
     if leftovers:
         if mend:
-            import shutil
-
             for path in leftovers:
                 shutil.rmtree(path, ignore_errors=True)
         findings.append(
@@ -146,17 +145,7 @@ def examine_kept(library: Library, row: LibraryRow, *, mend: bool) -> tuple[str,
                 repaired=mend,
             )
         )
-    del row
     return "regions, thumbnails, half-written files", findings
-
-
-def _opens(path: Path) -> bool:
-    uri = f"{path.absolute().as_uri()}?mode=ro"
-    try:
-        with closing(sqlite3.connect(uri, uri=True)) as connection:
-            return bool(connection.execute("PRAGMA quick_check(1)").fetchone() == ("ok",))
-    except sqlite3.Error:
-        return False
 
 
 def _orphaned_thumbnails(library: Library) -> list[Path]:

@@ -243,7 +243,7 @@ class _Doctor:
 
     def kept(self) -> None:
         """Look at what else was derived and can be thrown away."""
-        told, findings = examine_kept(self.library, self.row, mend=self.mend)
+        told, findings = examine_kept(self.library, mend=self.mend)
         self.told.examined[Part.KEPT] = told
         self.told.findings += findings
 
