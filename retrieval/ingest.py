@@ -113,6 +113,8 @@ def index(
     folder: Path | str | Sequence[Path | str],
     *,
     root: Path | str | None = None,
+    catalog: str | None = None,
+    store: str | None = None,
     model: str | Path | Encoder | None = None,
     captions: Path | str | None = None,
     describe: str | Path | Captioner | None = None,
@@ -131,6 +133,9 @@ def index(
             leave alone whatever they do not name.
         root: the library's folder where `folder` is none; the nearest library above the files
             named, or else the folder that they have in common, when not given.
+        catalog: where a new library's catalog is kept, if not in its folder: the address of a
+            PostgreSQL database, see `LibraryConfig`.
+        store: where its vectors are searched, if not in its folder: the address of a Milvus server.
         model: the encoder; a new library takes `compact`, an existing one keeps its own (see
             `migrate`).
         captions: a file of (picture, caption) pairs, see `read_pairs`; replaces what a file of
@@ -175,7 +180,10 @@ def index(
         above = None if root is None else expanded(root)
         seen = survey(source, above, retry=retry, only=only, later=later)
 
-    library = Library.create(seen.root) if only is None else Library.open(seen.root)
+    if only is None:
+        library = Library.create(seen.root, catalog=catalog, store=store)
+    else:
+        library = Library.open(seen.root)
     try:
         with library.indexing(wait) as waited:
             if waited:

@@ -3,6 +3,7 @@
     photos/                     the user's pictures, never written to
       .mmsearch/                the library's folder
         catalog.sqlite          the truth
+        library.toml            where catalog or index are kept elsewhere, see `library_config`
         index/images-7-9f3c21aa.faiss     derived; named after the catalog's state
         index/null-distribution           derived; see `null_distribution`
         regions.sqlite          derived; what rerankers are spared, see `RegionStore`
@@ -26,11 +27,12 @@ from errno import EACCES, EPERM, EROFS
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmsearch.errors import LibraryError, LibraryNotFound, StorageError, quoted
+from mmsearch.errors import LibraryError, LibraryNotFound, SourceError, StorageError, quoted
 from mmsearch.indexes.base import replacing
 from mmsearch.retrieval.adapter import Adapter
 from mmsearch.retrieval.catalog import Catalog, LibraryRow, RegionStore
 from mmsearch.retrieval.index_files import IndexFiles, Report, silent
+from mmsearch.retrieval.library_config import CONFIG, LibraryConfig, without_secrets
 from mmsearch.retrieval.schema import Target
 from mmsearch.retrieval.writer_lock import writing
 
@@ -64,13 +66,15 @@ class Library:
     Attributes:
         root: the folder of pictures.
         folder: the library's own folder.
+        config: what is kept elsewhere.
         catalog: its catalog.
         regions: what is kept about the parts of its pictures.
     """
 
-    def __init__(self, root: Path, folder: Path, catalog: Catalog) -> None:
+    def __init__(self, root: Path, folder: Path, config: LibraryConfig, catalog: Catalog) -> None:
         self.root = root
         self.folder = folder
+        self.config = config
         self.catalog = catalog
         self.regions = RegionStore(folder / REGIONS)
         self._files = IndexFiles(folder / "index", catalog, self.adapter)
@@ -85,27 +89,40 @@ class Library:
             StorageError: its catalog is damaged.
         """
         place = catalog_of(path)
-        folder, catalog = place.parent, Catalog.open(place)
+        folder, config = place.parent, LibraryConfig.read(place.parent)
+        catalog = Catalog.open(place)
         try:
             root = catalog.library().root
         except LibraryError:
             catalog.close()
             raise
-        return cls(root or folder.parent, folder, catalog)
+        return cls(root or folder.parent, folder, config, catalog)
 
     @classmethod
-    def create(cls, root: Path) -> Library:
+    def create(cls, root: Path, *, catalog: str | None = None, store: str | None = None) -> Library:
         """Open the library of `root`, making an empty one where there is none.
 
+        Args:
+            root: the folder of pictures.
+            catalog: where a new library's catalog is kept, see `LibraryConfig`; an existing one
+                keeps its own.
+            store: where its vectors are searched.
+
         Raises:
+            SourceError: an address is none, or another than an existing library's.
             StorageError: neither the folder nor the user's data directory can be written to.
         """
         root = root.absolute()
+        asked = LibraryConfig(catalog, store)
         folder = _library_folder(root)
+        config = None if folder is None else LibraryConfig.read(folder)
+        if config is not None:
+            _refuse_another(root, config, asked)
         if folder is None:
             folder = _make_folder(root)
-        catalog = Catalog.create(folder / CATALOG, root=None if folder.parent == root else root)
-        return cls(root, folder, catalog)
+        config = config or asked
+        opened = Catalog.create(folder / CATALOG, root=None if folder.parent == root else root)
+        return cls(root, folder, config, opened)
 
     @property
     def null_file(self) -> Path:
@@ -339,7 +356,26 @@ def _library_folder(path: Path) -> Path | None:
 
 def _is_library(folder: Path) -> bool:
     # Unlike `Path.is_file`, says no to folders that may not be entered and to impossible names.
-    return os.path.isfile(folder / CATALOG)  # noqa: PTH113
+    return os.path.isfile(folder / CATALOG) or os.path.isfile(folder / CONFIG)  # noqa: PTH113
+
+
+def _refuse_another(root: Path, config: LibraryConfig, asked: LibraryConfig) -> None:
+    """Refuse to keep a part of an existing library elsewhere than it is.
+
+    Raises:
+        SourceError: that was asked for.
+    """
+    for what, now, wanted in (
+        ("catalog", config.catalog, asked.catalog),
+        ("store", config.store, asked.store),
+    ):
+        if wanted is not None and wanted != now:
+            there = "in its folder" if now is None else f"at {without_secrets(now)}"
+            raise SourceError(
+                f"The library at {root} keeps its {what} {there}. To change that without "
+                f"embedding again, run: mmsearch move --to {quoted(wanted)} "
+                f"--library {quoted(root)}"
+            )
 
 
 def _no_library(path: Path) -> LibraryError:

@@ -52,6 +52,22 @@ def index(
             show_default="the nearest library above the files, or their common folder",
         ),
     ] = None,
+    catalog: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Keep a new library's catalog in PostgreSQL: postgresql+psycopg://user@host/db "
+            "(extra postgresql). mmsearch move changes that of an existing one.",
+        ),
+    ] = None,
+    store: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Search a new library's vectors in Milvus: milvus://host:19530/db (extra milvus). "
+            "mmsearch move changes that of an existing one.",
+        ),
+    ] = None,
     model: Annotated[
         str | None,
         typer.Option(
@@ -108,6 +124,8 @@ def index(
             report = ingest.index(
                 path,
                 root=root,
+                catalog=catalog,
+                store=store,
                 model=model,
                 captions=captions,
                 describe=describe,

@@ -111,11 +111,12 @@ def watch(
 
 
 def _tell(event: WatchEvent, *, as_json: bool) -> None:
-    if as_json:
-        print_json(event.to_json())
+    # Words first: whoever reads the JSON may end this process as soon as it is there.
     words = _in_words(event)
     if words:
         say(f"{time.strftime('%H:%M:%S')}  {words}")
+    if as_json:
+        print_json(event.to_json())
 
 
 def _in_words(event: WatchEvent) -> str:
