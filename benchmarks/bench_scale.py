@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections import deque
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -51,6 +52,9 @@ class Cluster:
             neighbour), which takes up to `pause_ms`.
         around_ms: what every answer needs besides: embedding the text, looking up ten rows.
         hedge_at: the share of answers of a shard that are in when a second copy is asked.
+        hedged_most: of a shard's searches, how many may be asked for twice. Without a bound, or
+            with one of all shards together, one that is behind is asked twice for everything, and
+            drowns.
     """
 
     vectors: int = 1_000_000_000
@@ -65,6 +69,7 @@ class Cluster:
     pause_ms: float = 50.0
     around_ms: float = 8.0
     hedge_at: float | None = None
+    hedged_most: float = 0.05
 
     @property
     def segments(self) -> int:
@@ -140,39 +145,61 @@ def answered(
 ) -> Floats:
     """Return `float64[questions]`, how long (ms) each answer takes."""
     generator = np.random.default_rng(SEED)
-    shape = (cluster.shards, cluster.copies)
     # When each core of each machine is free.
-    free = np.zeros((*shape, cluster.cores))
+    free = np.zeros((cluster.shards, cluster.copies, cluster.cores))
     rows = np.arange(cluster.shards)
-    latencies = np.empty(questions)
-    history: list[float] = []
-    patience = np.inf
-    now = 0.0
-    for number in range(questions):
-        now += generator.exponential(1000 / per_second)
+    hedging = cluster.hedge_at is not None and cluster.copies > 1
+    arrivals = np.cumsum(generator.exponential(1000 / per_second, questions))
+    took = np.empty((questions, cluster.shards))
+    # Searches that are asked for again, in the order in which they are: when, of which question,
+    # of which shards, of which copies.
+    again: deque[tuple[float, int, NDArray[np.int64], NDArray[np.int64]]] = deque()
+    patience, settled = np.inf, questions // 10
+    allowed = np.zeros(cluster.shards)
+    for number, now in enumerate(arrivals.tolist()):
+        while again and again[0][0] <= now:
+            _ask_again(cluster, times, generator, free, took, arrivals, again.popleft())
         work = searching(cluster, times, generator)
         pause = generator.random(cluster.shards) < cluster.pause_share
         work += (pause * generator.uniform(0, cluster.pause_ms, cluster.shards))[:, None]
-        way = generator.lognormal(
-            np.log(cluster.network_ms), cluster.network_sigma, (2, cluster.shards)
-        )
         chosen = free.sum(axis=2).argmin(axis=1)
-        took = _run(free, rows, chosen, now, work) + way[0]
-        late = took > patience
-        if cluster.hedge_at is not None and cluster.copies > 1 and late.any():
-            again = rows[late]
-            other = (chosen[late] + 1) % cluster.copies
-            # The second copy does the same work, and meets no pause of the first.
-            fresh = searching(cluster, times, generator)[late]
-            second = _run(free, again, other, now + patience, fresh) + way[1][late] + patience
-            took[late] = np.minimum(took[late], second)
-        latencies[number] = took.max() + merge_ms + cluster.around_ms
-        if cluster.hedge_at is not None and number < questions // 10:
-            history += took.tolist()
-            if number == questions // 10 - 1:
-                patience = float(np.quantile(history, cluster.hedge_at))
+        took[number] = _run(free, rows, chosen, now, work) + _way(cluster, generator)
+        if hedging and number == settled:
+            patience = float(np.quantile(took[:settled], cluster.hedge_at or 1.0))
+        allowed = np.minimum(allowed + cluster.hedged_most, 1.0 + cluster.hedged_most)
+        late = np.flatnonzero((took[number] > patience) & (allowed >= 1))
+        if hedging and len(late):
+            allowed[late] -= 1
+            again.append((now + patience, number, late, (chosen[late] + 1) % cluster.copies))
+    while again:
+        _ask_again(cluster, times, generator, free, took, arrivals, again.popleft())
     # The first tenth fills the queues.
-    return latencies[questions // 10 :]
+    latencies: Floats = took.max(axis=1)[settled:] + merge_ms + cluster.around_ms
+    return latencies
+
+
+def _ask_again(
+    cluster: Cluster,
+    times: Floats,
+    generator: np.random.Generator,
+    free: Floats,
+    took: Floats,
+    arrivals: Floats,
+    asked: tuple[float, int, NDArray[np.int64], NDArray[np.int64]],
+) -> None:
+    """Ask other copies of shards too; the first answer counts."""
+    when, number, shards, copies = asked
+    work = searching(cluster, times, generator)[shards]
+    second = _run(free, shards, copies, when, work) + _way(cluster, generator)[shards]
+    took[number, shards] = np.minimum(took[number, shards], when - arrivals[number] + second)
+
+
+def _way(cluster: Cluster, generator: np.random.Generator) -> Floats:
+    """Return `float64[shards]`, the way there and back (ms)."""
+    way: Floats = generator.lognormal(
+        np.log(cluster.network_ms), cluster.network_sigma, cluster.shards
+    )
+    return way
 
 
 def _run(
