@@ -8,7 +8,12 @@ from typing import Annotated
 import typer
 
 from mmsearch.errors import MmsearchError
-from mmsearch.retrieval.commands.options import LibraryArgument, LibraryOption, chosen_library
+from mmsearch.retrieval.commands.options import (
+    LibraryArgument,
+    LibraryOption,
+    chosen_library,
+    named_once,
+)
 from mmsearch.retrieval.commands.showing import open_file
 from mmsearch.retrieval.terminal import read_large_pictures
 
@@ -30,15 +35,14 @@ def browse(
     """  # noqa: D301 (the backspace keeps the lines apart)
     from mmsearch.retrieval.terminal_graphics import ask_terminal, check_extra
 
-    if folder is not None and library is not None:
-        raise typer.BadParameter("LIBRARY and --library exclude each other. Give one.")
+    named = named_once(folder, library)
     for package in ("textual", "textual-image"):
         check_extra(package)
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise MmsearchError(
             "browse needs a terminal. Without one: mmsearch query TEXT --html sheet.html"
         )
-    path = chosen_library(folder or library)
+    path = chosen_library(named)
     # Before Textual reads what the terminal says, and before the engine takes its time.
     abilities = ask_terminal()
     read_large_pictures()

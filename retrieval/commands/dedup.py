@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,9 +10,10 @@ import typer
 from mmsearch.retrieval.commands.options import (
     EXIT_NOTHING_MATCHED,
     Json,
+    LibraryArgument,
     LibraryOption,
     chosen_library,
-    path_argument,
+    named_once,
 )
 from mmsearch.retrieval.terminal import (
     print_json,
@@ -30,15 +30,7 @@ __all__ = ["dedup"]
 
 
 def dedup(
-    folder: Annotated[
-        Path | None,
-        typer.Argument(
-            parser=path_argument,
-            metavar="LIBRARY",
-            help="The same as --library.",
-            show_default=False,
-        ),
-    ] = None,
+    folder: LibraryArgument = None,
     library: LibraryOption = None,
     kind: Annotated[
         list[str] | None,
@@ -79,8 +71,7 @@ def dedup(
     from mmsearch.retrieval.duplicate_groups import Kind
     from mmsearch.retrieval.library_duplicates import find_duplicates
 
-    if folder is not None and library is not None:
-        raise typer.BadParameter("name the library once: as LIBRARY or with --library")
+    named = named_once(folder, library)
     if as_json and (paths or null):
         raise typer.BadParameter("--json has the paths already: give it without --paths and -0")
     wanted: list[Kind] = []
@@ -94,9 +85,7 @@ def dedup(
         wanted = [Kind.COPIES, Kind.NEAR] if paths or null else [*Kind]
     read_large_pictures()
     with progress_bar() as show:
-        found = find_duplicates(
-            chosen_library(folder or library), kinds=wanted, check=not quick, progress=show
-        )
+        found = find_duplicates(chosen_library(named), kinds=wanted, check=not quick, progress=show)
     if as_json:
         print_json(found.to_json(wanted))
     elif paths or null:

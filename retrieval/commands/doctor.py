@@ -14,6 +14,7 @@ from mmsearch.retrieval.commands.options import (
     LibraryOption,
     Wait,
     chosen_library,
+    named_once,
 )
 from mmsearch.retrieval.terminal import (
     print_json,
@@ -54,14 +55,12 @@ def doctor(
     Examples: mmsearch doctor
               mmsearch doctor ./photos --deep --repair
     """  # noqa: D301 (the backspace keeps the lines apart)
-    if folder is not None and library is not None:
-        raise typer.BadParameter("LIBRARY and --library exclude each other. Give one.")
     from mmsearch.retrieval.doctor import examine
 
     read_large_pictures()
     with progress_bar() as show:
         found = examine(
-            chosen_library(folder or library),
+            chosen_library(named_once(folder, library)),
             mend=repair,
             deep=deep,
             wait=wait or 0,

@@ -31,6 +31,7 @@ __all__ = [
     "described_search",
     "duration_argument",
     "milliseconds_argument",
+    "named_once",
     "path_argument",
 ]
 
@@ -174,6 +175,13 @@ def chosen_library(given: Path | None) -> Path:
     if how == "last":
         say(f"No library here; asking the one indexed last: {path}")
     return path
+
+
+def named_once(argument: Path | None, option: Path | None) -> Path | None:
+    """Return the library that a command names, as its argument or with --library."""
+    if argument is not None and option is not None:
+        raise typer.BadParameter("LIBRARY and --library exclude each other. Give one.")
+    return argument or option
 
 
 def described_search(exact: bool, recall: float | None) -> str:
