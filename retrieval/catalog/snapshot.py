@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -43,9 +42,9 @@ class StoredPicture:
 class Snapshot:
     """Reads within one transaction: writes that happen meanwhile are not seen."""
 
-    def __init__(self, connection: Connection, path: Path) -> None:
+    def __init__(self, connection: Connection, place: str) -> None:
         self._connection = connection
-        self._path = path
+        self._place = place
 
     def counts(self, encoder_id: int) -> tuple[int, int]:
         """Return how many pictures and captions this encoder has embedded."""
@@ -135,7 +134,7 @@ class Snapshot:
     def _vector(self, blob: bytes, dim: int) -> NDArray[np.float16]:
         if len(blob) != 2 * dim:
             raise StorageError(
-                f"The catalog {self._path} is damaged: a vector has {len(blob)} bytes, {2 * dim} "
+                f"The catalog {self._place} is damaged: a vector has {len(blob)} bytes, {2 * dim} "
                 "were expected. Delete the library's folder and index again."
             )
         return np.frombuffer(blob, dtype="<f2")

@@ -14,6 +14,7 @@ from sqlalchemy import bindparam, delete, insert, select, update
 from sqlalchemy import text as sql
 
 from mmsearch.retrieval.catalog import tables
+from mmsearch.retrieval.catalog.connection import is_postgresql
 from mmsearch.retrieval.catalog.words import put_file_words
 from mmsearch.retrieval.schema import GENERATED, Target
 
@@ -28,12 +29,19 @@ __all__ = ["Transaction", "files_with"]
 _SHOWN = ("path", "taken_at", "camera", "width", "height", "latitude", "longitude")
 """What answers tell of a picture, choose by or are found by; the rest is for indexing."""
 
+_LAST_CHANGE = {
+    "sqlite": "coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'vector_change'), 0)",
+    "postgresql": "(SELECT CASE WHEN is_called THEN last_value ELSE 0 END "
+    "FROM vector_change_seq_seq)",
+}
+
 
 class Transaction:
     """Writes that happen together; obtained from `Catalog.write`."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
+        self._served = is_postgresql(connection)
         self._changed = False
 
     def finish(self) -> None:
@@ -43,12 +51,10 @@ class Transaction:
             number = (self._connection.scalar(select(generation)) or 0) + 1
             stamp = f"{number}-{secrets.token_hex(4)}"
             self._connection.execute(update(tables.library).values(generation=number, stamp=stamp))
-            # `vector_change` may be empty; SQLite remembers the last number it gave there.
-            note = """
+            # `vector_change` may be empty; the database remembers the last number it gave there.
+            note = f"""
                 INSERT INTO state (stamp, seq, encoder_id, adapter_id)
-                SELECT stamp,
-                    coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'vector_change'), 0),
-                    encoder_id,
+                SELECT stamp, {_LAST_CHANGE[self._connection.dialect.name]}, encoder_id,
                     (SELECT max(id) FROM adapter WHERE adapter.encoder_id = library.encoder_id)
                 FROM library
             """
@@ -61,6 +67,10 @@ class Transaction:
         if seq is not None:
             self._connection.execute(delete(tables.vector_change).where(change.seq <= seq))
             self._connection.execute(delete(tables.state).where(state.seq < seq))
+        if self._served:
+            from mmsearch.retrieval.catalog import words_postgresql
+
+            words_postgresql.forget_changes(self._connection)
 
     def encoder_id(self, spec: EncoderSpec, location: str) -> int:
         """Return the key of an encoder, making its row when it is new.
@@ -119,7 +129,7 @@ class Transaction:
             else:
                 self._forget_generated(id_)
             self._connection.execute(stale)
-        put_file_words(self._connection, id_, picture, new=found is None)
+        self._put_texts(id_, picture, new=found is None)
         self._put_vectors(tables.file_vector, "file_id", encoder_id, [id_], vector[None])
         self.resolve_problems([picture.path])
         return id_
@@ -154,7 +164,7 @@ class Transaction:
             # No vector is another, but answers are.
             self._changed = True
         self._connection.execute(update(tables.file).where(file.id == id_).values(**values))
-        put_file_words(self._connection, id_, picture)
+        self._put_texts(id_, picture, new=False)
         self.resolve_problems([picture.path])
 
     def files_with(self, sha256: bytes) -> list[int]:
@@ -218,13 +228,7 @@ class Transaction:
                 self._connection.execute(delete(tables.caption).where(columns.id.in_(part)))
         if wanted:
             self._changed = True
-            self._connection.execute(
-                insert(tables.caption),
-                [
-                    {"file_id": file_id, "text": text, "source": source}
-                    for text, source in wanted.items()
-                ],
-            )
+            self._insert_captions(file_id, wanted)
         own = select(columns.id).where(
             columns.file_id == file_id, columns.source.not_like(f"{GENERATED}%")
         )
@@ -340,6 +344,31 @@ class Transaction:
         """Forget problems of files that were indexed since, or are gone."""
         for path in paths:
             self._connection.execute(delete(tables.problem).where(tables.problem.c.path == path))
+
+    def _insert_captions(self, file_id: int, sources: Mapping[str, str]) -> None:
+        """Add captions: the sources by their texts."""
+        rows = [
+            {"file_id": file_id, "text": text, "source": source} for text, source in sources.items()
+        ]
+        if not self._served:
+            # Triggers see to the words.
+            self._connection.execute(insert(tables.caption), rows)
+            return
+        from mmsearch.retrieval.catalog import texts_postgresql, words_postgresql
+
+        given = insert(tables.caption).returning(tables.caption.c.id, sort_by_parameter_order=True)
+        ids = self._connection.scalars(given, rows).all()
+        texts = dict(zip(ids, sources, strict=True))
+        words_postgresql.put_caption_words(self._connection, texts)
+        texts_postgresql.put_captions(self._connection, texts)
+
+    def _put_texts(self, id_: int, picture: Picture, *, new: bool) -> None:
+        """Write what a picture is found by beside its vector."""
+        put_file_words(self._connection, id_, picture, new=new)
+        if self._served:
+            from mmsearch.retrieval.catalog import texts_postgresql
+
+            texts_postgresql.put_file(self._connection, id_, picture, new=new)
 
     def _insert(self, table: Table, values: Mapping[str, object]) -> int:
         result = self._connection.execute(insert(table).values(**values))
