@@ -118,7 +118,10 @@ def postgres() -> Iterator[Postgres]:
         yield server
 
 
-@pytest.fixture(scope="session", params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql)])
+@pytest.fixture(
+    scope="session",
+    params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql)],
+)
 def address_of_catalog(request: pytest.FixtureRequest) -> Callable[[], Address | None]:
     """Where a new catalog is kept: in a file, and then in a schema of its own on a server."""
     if request.param == "sqlite":

@@ -308,7 +308,7 @@ class Clauses:
         return said == 1
 
     def _is_part(self, column: Column, value: str) -> Clause:
-        """Return whether a path has this name, folder or extension, told by the path where it tells."""
+        """Return whether a path has this name, folder or extension, told by it where it tells."""
         exactly = func.mm_part(_PATH, column.value, type_=tables.FilePath()) == self._text(value)
         # SQLite counts the bytes of bytes, and the characters of a text up to the first zero.
         if not value or "\0" in value or not _is_valid(value):
@@ -363,8 +363,8 @@ class Clauses:
     def _near(self, place: Near) -> Clause:
         """Return whether the great circle is short enough, by the haversine formula.
 
-        hav(d / R) = hav(φ₂ - φ₁) + cos φ₁ cos φ₂ hav(λ₂ - λ₁) with hav x = sin²(x / 2); R. W. Sinnott,
-        "Virtues of the haversine", Sky and Telescope 68 (1984), 159.
+        hav(d / R) = hav(φ₂ - φ₁) + cos φ₁ cos φ₂ hav(λ₂ - λ₁) with hav x = sin²(x / 2);
+        R. W. Sinnott, "Virtues of the haversine", Sky and Telescope 68 (1984), 159.
         """
         latitude, longitude = _FILE.latitude, _FILE.longitude
         unknown = or_(latitude.is_(None), longitude.is_(None))

@@ -22,20 +22,16 @@ from sqlalchemy import (
     Numeric,
     Text,
     any_,
-    case,
     cast,
-    false,
     func,
     literal,
-    null,
-    or_,
     select,
     type_coerce,
 )
 
 from mmsearch.retrieval.catalog import tables
 from mmsearch.retrieval.catalog.filtering import Clauses
-from mmsearch.retrieval.catalog.functions import EPOCH, epoch_ns
+from mmsearch.retrieval.catalog.functions import epoch_ns
 from mmsearch.retrieval.catalog.tables import path_stored
 from mmsearch.retrieval.catalog.texts_postgresql import (
     caption_text,
@@ -133,22 +129,11 @@ class PostgresqlClauses(Clauses):
         """Return a column of dates as a local time of this machine's, not of the server's."""
         if column is Column.TAKEN:
             return _FILE.taken_at
-        epoch = literal(EPOCH, DateTime())
+        utc = self._expression(column)
         if column is Column.MODIFIED:
-            microseconds = cast(func.floor(cast(_FILE.mtime_ns, Numeric) / 1000), BigInteger)
-            utc = epoch + microseconds * func.make_interval(0, 0, 0, 0, 0, 0, 1e-6)
-        else:
-            utc = self._expression(column)
-        moments, offsets = local_offsets()
-        ahead: Clause = literal(float(offsets[0]), Double())
-        if moments:
-            since = cast(func.extract("epoch", utc), Double)
-            place = func.width_bucket(since, cast(moments, ARRAY(Double)))
-            ahead = cast(cast(offsets, ARRAY(Double))[place + 1], Double)
-        local = utc + func.make_interval(0, 0, 0, 0, 0, 0, ahead)
-        last = literal(datetime.max, DateTime())
-        outside = or_(local > last, local < literal(datetime.min, DateTime()))
-        return case((outside, null()), else_=local)
+            utc = func.mm_utc(utc)
+        clock = (literal(each, ARRAY(Double)) for each in local_offsets())
+        return func.mm_local_time(utc, *clock, type_=DateTime())
 
     def _true(self, said: Case[Any]) -> Clause:
         return type_coerce(said, Boolean)

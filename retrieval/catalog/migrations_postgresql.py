@@ -138,6 +138,22 @@ def initial(connection: Connection) -> None:
             folded TEXT NOT NULL
         )
         """,
+        """
+        CREATE FUNCTION mm_utc(mtime_ns BIGINT) RETURNS TIMESTAMP IMMUTABLE LANGUAGE sql AS $$
+            SELECT TIMESTAMP '1970-01-01' + floor(mtime_ns / 1000.0) * INTERVAL '1 microsecond'
+        $$
+        """,
+        # By a clock that the client describes: moments from which offsets hold, in seconds.
+        """
+        CREATE FUNCTION mm_local_time(utc TIMESTAMP, moments FLOAT8[], offsets FLOAT8[])
+        RETURNS TIMESTAMP IMMUTABLE LANGUAGE sql AS $$
+            SELECT CASE WHEN at BETWEEN '0001-01-01' AND '9999-12-31 23:59:59.999999' THEN at END
+            FROM (SELECT utc + INTERVAL '1 second' * offsets[
+                CASE cardinality(moments) WHEN 0 THEN 1
+                ELSE width_bucket(extract(epoch FROM utc)::float8, moments) + 1 END
+            ] AS at) AS local
+        $$
+        """,
     )
 
 
@@ -247,7 +263,11 @@ def words_(connection: Connection) -> None:
             length BIGINT NOT NULL
         )
         """,
-        "CREATE TABLE word_total (name TEXT NOT NULL, count BIGINT NOT NULL, tokens BIGINT NOT NULL)",
+        """
+        CREATE TABLE word_total (
+            name TEXT NOT NULL, count BIGINT NOT NULL, tokens BIGINT NOT NULL
+        )
+        """,
         """
         CREATE FUNCTION note_words() RETURNS trigger LANGUAGE plpgsql AS $$
         DECLARE

@@ -17,6 +17,7 @@ from sqlalchemy import create_engine, event, exc
 
 from mmsearch.errors import (
     ConnectionLost,
+    LibraryError,
     LibraryLocked,
     LibraryNotFound,
     MissingExtra,
@@ -142,63 +143,21 @@ class Server:
             raise self._told(error, lost=False) from error
 
     def _told(self, cause: BaseException | None, *, lost: bool) -> Exception:
+        """Return what to raise for what the driver raised."""
         state = getattr(cause, "sqlstate", None) or ""
         words = _one_line(cause)
         low = words.lower()
-        where = self.address.shown
-        if state in {"55P03", "57014", "40P01"}:
-            return LibraryLocked(
-                f"The catalog at {where} is in use by {self._writer()}. Wait for it to finish, "
-                "then run the same command again."
-            )
-        if state == "3D000" or ("database" in low and "does not exist" in low):
-            return StorageError(
-                f"There is no database for {where} ({words}). Make it with: createdb "
-                f"{self.address.url.database}"
-            )
-        if state == "42501" or "permission denied" in low:
-            return StorageError(
-                f"This user may not do that in {where} ({words}). Have the schema's owner grant "
-                "it: reading needs USAGE on the schema and SELECT on its tables, indexing needs "
-                "to own them, and a new library needs CREATE on the database."
-            )
-        refused = "authentication" in low or "password" in low or "fatal: role" in low
-        if refused or state in {"28P01", "28000"}:
-            return StorageError(
-                f"The server of {where} refuses this user or password ({words}). Give them in the "
-                "address, in ~/.pgpass, or in PGUSER and PGPASSWORD."
-            )
-        if state in {"53100", "53200"}:
-            return StorageError(
-                f"The server of {where} has no room left ({words}). What was saved before is "
-                "safe; make room and run the same command again."
-            )
-        if state == "53300":
-            return StorageError(
-                f"The server of {where} takes no more connections ({words}). Close some, or raise "
-                "its max_connections, and run the same command again."
-            )
-        if state == "25006":
-            return StorageError(
-                f"{where} can only be read at present ({words}): it is a standby, or was set so."
-            )
-        if state in {"42P01", "3F000"}:
-            return StorageError(
-                f"The catalog at {where} lacks a table ({words}). If it was not finished, run "
-                "mmsearch index; if somebody deleted it, bring back a dump with pg_restore."
-            )
         if lost or state.startswith(("08", "57P")):
-            return ConnectionLost(
-                f"The connection to {where} was cut ({words}). What was saved before is safe; run "
-                "the same command again when the server can be reached."
-            )
-        if not state and "connection" in low:
-            return ConnectionLost(
-                f"The server of {where} cannot be reached ({words}). Check host and port, that it "
-                "runs, and that it listens there."
-            )
-        return StorageError(
-            f"The catalog at {where} refused a statement ({words}). Please report this."
+            state = "cut"
+        elif not state:
+            # Before there is a connection, the driver says no more than words.
+            found = (kind for kind, signs in _SIGNS if any(sign in low for sign in signs))
+            state = next(found, "")
+        kind, told = _TOLD.get(state, (StorageError, _REFUSED))
+        database = self.address.url.database
+        writer = self._writer() if kind is LibraryLocked else ""
+        return kind(
+            told.format(where=self.address.shown, words=words, database=database, writer=writer)
         )
 
     def _writer(self) -> str:
@@ -310,3 +269,77 @@ def _one_line(cause: BaseException | None) -> str:
     lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
     first = next((line for line in lines if not line.startswith("Multiple connection")), "")
     return first.removeprefix("connection failed: ").rstrip(".")
+
+
+_REFUSED = "The catalog at {where} refused a statement ({words}). Please report this."
+_LOCKED = (
+    LibraryLocked,
+    "The catalog at {where} is in use by {writer}. Wait for it to finish, then run the same "
+    "command again.",
+)
+_NO_DATABASE = (
+    StorageError,
+    "There is no database for {where} ({words}). Make it with: createdb {database}",
+)
+_NOT_LET_IN = (
+    StorageError,
+    "The server of {where} refuses this user or password ({words}). Give them in the address, in "
+    "~/.pgpass, or in PGUSER and PGPASSWORD.",
+)
+_NO_RIGHT = (
+    StorageError,
+    "This user may not do that in {where} ({words}). Have the schema's owner grant it: reading "
+    "needs USAGE on the schema and SELECT on its tables, indexing needs to own them, and a new "
+    "library needs CREATE on the database.",
+)
+_NO_ROOM = (
+    StorageError,
+    "The server of {where} has no room left ({words}). What was saved before is safe; make room "
+    "and run the same command again.",
+)
+_UNFINISHED = (
+    StorageError,
+    "The catalog at {where} lacks a table ({words}). If it was not finished, run mmsearch index; "
+    "if somebody deleted it, bring back a dump with pg_restore.",
+)
+_TOLD: dict[str, tuple[type[LibraryError], str]] = {
+    "55P03": _LOCKED,
+    "57014": _LOCKED,
+    "40P01": _LOCKED,
+    "3D000": _NO_DATABASE,
+    "28P01": _NOT_LET_IN,
+    "28000": _NOT_LET_IN,
+    "42501": _NO_RIGHT,
+    "53100": _NO_ROOM,
+    "53200": _NO_ROOM,
+    "53300": (
+        StorageError,
+        "The server of {where} takes no more connections ({words}). Close some, or raise its "
+        "max_connections, and run the same command again.",
+    ),
+    "25006": (
+        StorageError,
+        "{where} can only be read at present ({words}): it is a standby, or was set so.",
+    ),
+    "42P01": _UNFINISHED,
+    "3F000": _UNFINISHED,
+    "cut": (
+        ConnectionLost,
+        "The connection to {where} was cut ({words}). What was saved before is safe; run the same "
+        "command again when the server can be reached.",
+    ),
+    "unreachable": (
+        ConnectionLost,
+        "The server of {where} cannot be reached ({words}). Check host and port, that it runs, and "
+        "that it listens there.",
+    ),
+}
+"""What to raise, by PostgreSQL's own codes (its manual, appendix A) and by two of ours."""
+_SIGNS = (
+    ("42501", ("permission denied",)),
+    ("28P01", ("authentication", "password", "fatal:  role", "fatal: role", "no pg_hba.conf")),
+    ("3D000", ('fatal:  database "', 'fatal: database "')),
+    ("53300", ("too many clients", "remaining connection slots")),
+    ("unreachable", ("connection", "could not translate", "resolve", "timeout")),
+)
+"""Words of the driver's where it gives no code."""

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Snapshot", "StoredPicture"]
 
+_STREAMED = {"yield_per": 4096}
 PICTURES_PER_BLOCK = 1024
 """A block is held in memory with all its captions' vectors, of which a picture may have many."""
 
@@ -60,8 +61,9 @@ class Snapshot:
         """Yield the id and the facts of every picture, in no particular order."""
         names = [field.name for field in fields(Picture)]
         statement = select(tables.file.c.id, *(tables.file.c[name] for name in names))
-        for id_, *facts in self._connection.execution_options(yield_per=4096).execute(statement):
-            yield id_, Picture(**dict(zip(names, facts, strict=True)))
+        with self._connection.execute(statement, execution_options=_STREAMED) as rows:
+            for id_, *facts in rows:
+                yield id_, Picture(**dict(zip(names, facts, strict=True)))
 
     def pictures(
         self, encoder_id: int, dim: int, *, captioned: bool | None = None
@@ -84,8 +86,8 @@ class Snapshot:
             texts = texts.where(tables.caption_vector.c.encoder_id == encoder_id)
             statement = statement.where(file.id.in_(texts) if captioned else file.id.not_in(texts))
         # Ids first: sorting whole rows would take as much space again as all vectors do.
-        streamed = self._connection.execution_options(yield_per=4096)
-        ids = np.fromiter(streamed.scalars(statement), dtype=np.int64)
+        streamed = self._connection.scalars(statement, execution_options=_STREAMED)
+        ids = np.fromiter(streamed, dtype=np.int64)
         for start in range(0, len(ids), PICTURES_PER_BLOCK):
             yield self._block(ids[start : start + PICTURES_PER_BLOCK].tolist(), encoder_id, dim)
 

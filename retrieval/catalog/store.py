@@ -8,20 +8,21 @@ import math
 import os
 import secrets
 import sqlite3
+import time
 import uuid
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from threading import local
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from sqlalchemy import Column, Table, func, select
 
-from mmsearch.errors import LibraryNotFound, StorageError
+from mmsearch.errors import ConnectionLost, LibraryNotFound, StorageError
 from mmsearch.retrieval.catalog import (
     filtering,
     integrity,
@@ -43,6 +44,7 @@ from mmsearch.retrieval.catalog.encoders import (
     spec_of,
     unembedded_files,
 )
+from mmsearch.retrieval.catalog.known import KnownFile, known_files
 from mmsearch.retrieval.catalog.lookup import FileRow
 from mmsearch.retrieval.catalog.transaction import Transaction, files_with
 from mmsearch.retrieval.catalog.word_search import KeptWords, find_words
@@ -74,6 +76,11 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
+
+_Result = TypeVar("_Result")
+
+PAUSES_S = (0.5, 1, 2, 4, 8, 15, 30)
+"""Between attempts to reach a server again: a restart takes seconds, a failover a minute."""
 
 _VECTORS = {
     Target.IMAGES: (tables.file_vector, "file_id"),
@@ -112,17 +119,6 @@ class AdapterRow:
     created_at: datetime
     weights: bytes
     report: dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class KnownFile:
-    """What a scan compares a file on disk with."""
-
-    id: int
-    size: int
-    mtime_ns: int
-    sidecars: str
-    embedded: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,6 +262,22 @@ class Catalog:
                 catalog._migrate()
         return catalog
 
+    @staticmethod
+    def look(address: Address) -> None:
+        """Make sure that a new library could be kept at an address, and change nothing there.
+
+        Raises:
+            LibraryNotFound: another library is there.
+            StorageError: the server cannot be used, or something else is there.
+        """
+        from mmsearch.retrieval.catalog.postgresql import Server
+
+        server = Server(address)
+        try:
+            server.prepare(make=False)
+        finally:
+            server.close()
+
     @property
     def place(self) -> str:
         """What messages call it; without user and password."""
@@ -304,16 +316,22 @@ class Catalog:
             self._run = None
             run.release()
 
-    def claims(self) -> tuple[float, Claims] | None:
-        """Return where this run begins, 0 to 1, and what tells which blocks are others'.
+    @property
+    def beginning(self) -> float:
+        """Where this run begins, 0 to 1, so that those at the same time are far apart."""
+        if self._run is None:
+            return 0.0
+        from mmsearch.retrieval.catalog.advisory import place_of
 
-        None where it is alone.
-        """
+        return place_of(self._run.slot)
+
+    def claims(self) -> Claims | None:
+        """Return what tells which blocks of files are other runs'; None where this one is alone."""
         if self._run is None or self._server is None or not self._run.together:
             return None
-        from mmsearch.retrieval.catalog.advisory import Claims, place_of
+        from mmsearch.retrieval.catalog.advisory import Claims
 
-        return place_of(self._run.slot), Claims(self._server)
+        return Claims(self._server)
 
     @classmethod
     def salvaged(cls, damaged: Path, fresh: Path) -> Salvaged:
@@ -399,6 +417,34 @@ class Catalog:
             yield transaction
             transaction.finish()
 
+    def written(self, work: Callable[[Transaction], _Result]) -> _Result:
+        """Do something in one transaction, and again in another where a server's connection is cut.
+
+        Args:
+            work: what is done. It may have been committed when the connection is cut before that is
+                said: it must look at what is there, and change nothing else before it returns.
+
+        Raises:
+            ConnectionLost: for a minute there was no other connection.
+            LibraryLocked, StorageError: as in `write`.
+        """
+
+        def once() -> _Result:
+            with self.write() as transaction:
+                return work(transaction)
+
+        return self.patiently(once)
+
+    def patiently(self, work: Callable[[], _Result]) -> _Result:
+        """Do something that may be done again, and do so for a minute while connections are cut."""
+        for pause in PAUSES_S:
+            try:
+                return work()
+            except ConnectionLost as error:
+                logger.warning("%s Trying again in %g s.", error, pause)
+                time.sleep(pause)
+        return work()
+
     @contextmanager
     def at_once(self) -> Iterator[None]:
         """Have whatever this thread reads meanwhile come from one state, in one transaction.
@@ -479,19 +525,12 @@ class Catalog:
         with self._connect() as connection:
             return unembedded_files(connection, encoder_id)
 
-    def known_files(self, encoder_id: int) -> dict[str, KnownFile]:
-        """Return every file by path, and whether this encoder has embedded it."""
-        file, vector = tables.file.c, tables.file_vector.c
-        joined = tables.file.outerjoin(
-            tables.file_vector, (vector.file_id == file.id) & (vector.encoder_id == encoder_id)
-        )
-        columns = file.path, file.id, file.size, file.mtime_ns, file.sidecars, vector.file_id
+    def known_files(
+        self, encoder_id: int, paths: Sequence[str] | None = None
+    ) -> dict[str, KnownFile]:
+        """Return files by path, all or those of a few, and whether this encoder embedded them."""
         with self._connect() as connection:
-            rows = connection.execute(select(*columns).select_from(joined))
-            return {
-                path: KnownFile(id_, size, mtime_ns, sidecars, embedded is not None)
-                for path, id_, size, mtime_ns, sidecars, embedded in rows
-            }
+            return known_files(connection, encoder_id, paths)
 
     def embedded_ids(self, paths: Sequence[str], encoder_id: int) -> dict[str, int]:
         """Return the ids of those of the paths whose pictures this encoder has embedded."""
@@ -513,10 +552,12 @@ class Catalog:
         with self._connect() as connection:
             return connection.execute(select(path).where(below).limit(1)).first() is not None
 
-    def known_problems(self) -> dict[str, KnownProblem]:
-        """Return every file that could not be indexed, by path."""
+    def known_problems(self, paths: Sequence[str] | None = None) -> dict[str, KnownProblem]:
+        """Return files that could not be indexed by path, all or those of a few paths."""
         columns = tables.problem.c
         statement = select(columns.path, columns.size, columns.mtime_ns, columns.kind)
+        if paths is not None:
+            statement = statement.where(columns.path.in_(paths))
         with self._connect() as connection:
             rows = connection.execute(statement)
             return {path: KnownProblem(*rest) for path, *rest in rows}
@@ -553,8 +594,16 @@ class Catalog:
         with self._connect() as connection:
             return {id_: bytes(sha256) for one in some for id_, sha256 in connection.execute(one)}
 
-    def captions_to_embed(self, encoder_id: int, limit: int) -> list[tuple[int, str]]:
-        """Return up to `limit` captions (id, text) that this encoder has not embedded."""
+    def captions_to_embed(
+        self, encoder_id: int, limit: int, *, skip: int = 0
+    ) -> list[tuple[int, str]]:
+        """Return up to `limit` captions (id, text) that this encoder has not embedded.
+
+        Args:
+            encoder_id: the encoder.
+            limit: how many.
+            skip: leave out so many before them, which others embed at the same time.
+        """
         caption, vector = tables.caption.c, tables.caption_vector.c
         joined = tables.caption.outerjoin(
             tables.caption_vector,
@@ -567,6 +616,8 @@ class Catalog:
             .order_by(caption.id)
             .limit(limit)
         )
+        if skip:
+            statement = statement.offset(skip)
         with self._connect() as connection:
             return [(id_, text) for id_, text in connection.execute(statement)]
 
@@ -860,11 +911,12 @@ class Catalog:
             ids = np.empty(n, dtype=np.int64)
             vectors = np.empty((n, dim), dtype="<f2")
             statement = select(key, table.c.vector).where(ours).order_by(key)
-            rows = connection.execution_options(yield_per=4096).execute(statement)
-            for i, (id_, blob) in enumerate(rows):
-                self._check_length(target, id_, blob, dim)
-                ids[i] = id_
-                vectors[i] = np.frombuffer(blob, dtype="<f2")
+            streamed = {"yield_per": 4096}
+            with connection.execute(statement, execution_options=streamed) as rows:
+                for i, (id_, blob) in enumerate(rows):
+                    self._check_length(target, id_, blob, dim)
+                    ids[i] = id_
+                    vectors[i] = np.frombuffer(blob, dtype="<f2")
         return ids, vectors
 
     def _check_length(self, target: Target, id_: int, vector: bytes, dim: int) -> None:

@@ -106,7 +106,7 @@ FIRST_YEAR, LAST_YEAR = 1900, 2100
 _WEEK = 7 * 86_400
 
 
-def local_offsets() -> tuple[list[int], list[int]]:
+def local_offsets() -> tuple[list[float], list[float]]:
     """Return from when (seconds since 1970) this machine's clock was how far ahead of UTC.
 
     `[n]` moments, ascending, and `[n + 1]` offsets in seconds, the first of which holds before the
@@ -114,7 +114,7 @@ def local_offsets() -> tuple[list[int], list[int]]:
     """
     # The zone can be another in the same process: tests change it.
     moments, offsets = _offsets(os.environ.get("TZ", ""), time.tzname)
-    return [*moments], [*offsets]
+    return [*map(float, moments)], [*map(float, offsets)]
 
 
 @lru_cache(maxsize=4)

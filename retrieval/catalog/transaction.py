@@ -15,6 +15,7 @@ from sqlalchemy import text as sql
 
 from mmsearch.retrieval.catalog import tables
 from mmsearch.retrieval.catalog.connection import is_postgresql
+from mmsearch.retrieval.catalog.known import KnownFile, known_files
 from mmsearch.retrieval.catalog.words import put_file_words
 from mmsearch.retrieval.schema import GENERATED, Target
 
@@ -167,6 +168,19 @@ class Transaction:
         self._put_texts(id_, picture, new=False)
         self.resolve_problems([picture.path])
 
+    def known_files(self, encoder_id: int, paths: Sequence[str]) -> dict[str, KnownFile]:
+        """Return, as `Catalog.known_files` does, what is known of a few paths at this moment."""
+        return known_files(self._connection, encoder_id, paths)
+
+    def still_at(self, paths: Mapping[int, str]) -> list[int]:
+        """Return the ids of the pictures that are where they were, and not moved or gone since."""
+        file = tables.file.c
+        there: dict[int, str] = {}
+        for part in tables.in_parts([*paths]):
+            found = select(file.id, file.path).where(file.id.in_(part))
+            there.update((id_, path) for id_, path in self._connection.execute(found))
+        return [id_ for id_, path in paths.items() if there.get(id_) == path]
+
     def files_with(self, sha256: bytes) -> list[int]:
         """Return the ids of the pictures with this content."""
         return files_with(self._connection, sha256)
@@ -260,7 +274,21 @@ class Transaction:
     def put_caption_vectors(
         self, encoder_id: int, ids: Sequence[int], vectors: NDArray[np.float32]
     ) -> None:
-        """Store `float32[n, dim]` vectors of captions."""
+        """Store `float32[n, dim]` vectors of captions.
+
+        On a server, of those alone that are there and that no other run has embedded meanwhile.
+        """
+        if self._served:
+            caption, vector = tables.caption.c, tables.caption_vector.c
+            done = select(vector.caption_id).where(
+                vector.caption_id == caption.id, vector.encoder_id == encoder_id
+            )
+            lacking = select(caption.id).where(caption.id.in_(ids), ~done.exists())
+            left = set(self._connection.scalars(lacking))
+            rows = [row for row, id_ in enumerate(ids) if id_ in left]
+            ids, vectors = [ids[row] for row in rows], vectors[rows]
+            if not ids:
+                return
         self._put_vectors(tables.caption_vector, "caption_id", encoder_id, ids, vectors)
 
     def drop_vectors(self, target: Target, encoder_id: int, ids: Sequence[int]) -> None:

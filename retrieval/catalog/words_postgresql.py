@@ -50,7 +50,7 @@ LONGEST_TERM = 2_000
 LAST_PLACE = 16_383
 """In a TSVECTOR; later words are found, but not in their order."""
 LARGEST = 900_000
-"""Bytes of a TSVECTOR: PostgreSQL takes a million. Words of longer texts are left out at the end."""
+"""Bytes of a TSVECTOR: PostgreSQL takes a million. The last words of longer texts are left out."""
 AT_ONCE = 1_000
 
 
