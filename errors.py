@@ -9,6 +9,7 @@ A message says what happened, what was expected and what to do about it; faces p
     - LibraryTooNew       made by a later version of mmsearch
     - ModelMismatch       built with another encoder than the one asked for
     - StorageError        the disk is full, read-only or damaged
+      . ConnectionLost    a catalog's server cannot be reached, or the connection was cut
   x SourceError           a folder to index, a captions file or a pairs file cannot be used
   x ModelError            an encoder is unknown, incomplete or altered
   x TrainingError         a training cannot start or go on
@@ -29,6 +30,7 @@ import shlex
 from pathlib import Path
 
 __all__ = [
+    "ConnectionLost",
     "LibraryError",
     "LibraryLocked",
     "LibraryNotFound",
@@ -85,6 +87,10 @@ class ModelMismatch(LibraryError):
 
 class StorageError(LibraryError):
     """The disk is full, read-only or damaged."""
+
+
+class ConnectionLost(StorageError):
+    """The server that keeps a catalog cannot be reached, or the connection to it was cut."""
 
 
 class SourceError(MmsearchError):

@@ -19,6 +19,7 @@ from mmsearch.errors import SourceError, StorageError, quoted
 from mmsearch.indexes.base import replacing
 from mmsearch.retrieval.catalog import Catalog, Counts, integrity
 from mmsearch.retrieval.library import Library, set_aside
+from mmsearch.retrieval.library_config import CONFIG
 
 __all__ = ["Backup", "back_up", "restore"]
 
@@ -80,6 +81,7 @@ def back_up(folder: Path | str, file: Path | str, *, force: bool = False) -> Bac
         if not _is_catalog(goal):
             raise SourceError(f"{goal} is no backup of mmsearch, so it is left alone.")
     with closing(Library.open(Path(folder))) as library:
+        _refuse_served(library, "pg_dump --format=custom --schema=SCHEMA DATABASE > FILE")
         if goal.is_relative_to(library.folder):
             raise SourceError(
                 f"{goal} lies in the library's own folder, and would be lost with it. Choose a "
@@ -126,6 +128,8 @@ def restore(file: Path | str, folder: Path | str, *, wait: float = 0.0) -> Backu
     faults = integrity.damage(source, deep=True)
     if faults:
         raise StorageError(f"The backup {source} is damaged ({faults[0]}). Nothing was changed.")
+    with closing(Library.create(root)) as library:
+        _refuse_served(library, "pg_restore --clean --dbname=DATABASE FILE")
     with closing(Library.create(root)) as library, library.indexing(wait):
         goal, home = library.catalog.path, library.catalog.library().root
         fresh = goal.with_name(f"{goal.name}.restored")
@@ -149,6 +153,20 @@ def restore(file: Path | str, folder: Path | str, *, wait: float = 0.0) -> Backu
         finally:
             _remove(fresh)
     return Backup(root, source, counts, source.stat().st_size, aside)
+
+
+def _refuse_served(library: Library, command: str) -> None:
+    """Leave a catalog on a server to the server's own tools.
+
+    Raises:
+        SourceError: it is on one.
+    """
+    if library.catalog.served:
+        raise SourceError(
+            f"The catalog of {library.root} is kept at {library.catalog.place}, and PostgreSQL has "
+            f"its own tools for that: {command} (the schema's name is in brackets above). Copy "
+            f"{library.folder / CONFIG} too: it says which library it is."
+        )
 
 
 def _is_catalog(path: Path) -> bool:

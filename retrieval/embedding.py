@@ -159,11 +159,25 @@ def embed_captions(
     """Embed and store every caption of a library that this encoder has not seen."""
     total = catalog.count_captions_to_embed(encoder_id)
     done = 0
-    while rows := catalog.captions_to_embed(encoder_id, CAPTIONS_PER_COMMIT):
+
+    def lacking() -> list[tuple[int, str]]:
+        # Runs at the same time begin at different places.
+        skip = int(catalog.beginning * max(0, total - done))
+        rows = catalog.captions_to_embed(encoder_id, CAPTIONS_PER_COMMIT, skip=skip)
+        if rows or not skip:
+            return rows
+        return catalog.captions_to_embed(encoder_id, CAPTIONS_PER_COMMIT)
+
+    while rows := catalog.patiently(lacking):
         progress(Progress("captions", done, total, pace.remark()))
         with pace.alone(Stage.ENCODE):
             vectors = encoder.encode_texts([text for _, text in rows])
-        with pace.alone(Stage.WRITE), catalog.write() as transaction:
-            transaction.put_caption_vectors(encoder_id, [id_ for id_, _ in rows], vectors)
+        ids = [id_ for id_, _ in rows]
+        with pace.alone(Stage.WRITE):
+            catalog.written(
+                lambda transaction, ids=ids, vectors=vectors: transaction.put_caption_vectors(
+                    encoder_id, ids, vectors
+                )
+            )
         done += len(rows)
     progress(Progress("captions", done, total, pace.remark()))

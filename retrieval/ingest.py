@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -31,6 +32,7 @@ from mmsearch.retrieval.reading import Read, Unread
 from mmsearch.retrieval.rerankers.bundled import region_reader
 from mmsearch.retrieval.scan import FoundFile, Scan, would_list
 from mmsearch.retrieval.schema import Caption, Problem, tell_apart
+from mmsearch.retrieval.sharing import Claims, Shared
 from mmsearch.retrieval.survey import survey
 
 if TYPE_CHECKING:
@@ -185,7 +187,7 @@ def index(
     else:
         library = Library.open(seen.root)
     try:
-        with library.indexing(wait) as waited:
+        with library.indexing(wait, together=True) as waited:
             if waited:
                 # What the other one indexed meanwhile is not gone for being new.
                 with pace.alone(Stage.SCAN):
@@ -228,6 +230,14 @@ def _encoder(library: Library, model: str | Path | Encoder | None) -> Encoder:
     return encoder
 
 
+@dataclass(slots=True)
+class _Written:
+    """What became of a batch: how many of each field of the report, and ids that were moved."""
+
+    outcomes: Counter[str] = field(default_factory=Counter)
+    moved: set[int] = field(default_factory=set)
+
+
 class Run:
     """One run that changes a library: the state its stages share."""
 
@@ -268,11 +278,29 @@ class Run:
         sizes = (file.size for file in todo.values())
         contents = self.catalog.known_contents(sizes, self.encoder_id)
         gone = {file.id: path for path, file in self.known.items() if self._is_gone(path)}
-        done = 0
         self.progress(Progress("pictures", 0, len(todo)))
+        claims = self.catalog.claims()
+        if claims is None:
+            self._embed(todo, todo, contents, gone, 0)
+        else:
+            # Others may be indexing this library, too.
+            with closing(claims):
+                self._share(claims, todo, contents, gone, retry=retry)
+        self._forget(gone, settled)
+
+    def _embed(
+        self,
+        files: Mapping[str, FoundFile],
+        todo: Mapping[str, FoundFile],
+        contents: Mapping[bytes, int],
+        gone: dict[int, str],
+        done: int,
+    ) -> int:
+        """Read, embed and commit `files`, of all there is `todo`; return how many are done now."""
+        shared = files if isinstance(files, Shared) else None
         batches = embed_files(
             self.library.root,
-            todo,
+            files,
             self.encoder,
             contents=contents,
             pace=self.pace,
@@ -283,8 +311,49 @@ class Run:
             for batch in batches:
                 self._commit(batch, gone)
                 done += len(batch.items)
-                self.progress(Progress("pictures", done, len(todo), self.pace.remark()))
-        self._forget(gone, settled)
+                skipped = 0
+                if shared is not None:
+                    shared.done(self._path_of(item) for item in batch.items)
+                    skipped = shared.skipped
+                self.progress(Progress("pictures", done + skipped, len(todo), self.pace.remark()))
+        return done
+
+    def _share(
+        self,
+        claims: Claims,
+        todo: dict[str, FoundFile],
+        contents: Mapping[bytes, int],
+        gone: dict[int, str],
+        *,
+        retry: bool,
+    ) -> None:
+        """Embed what other runs at the same time do not, until everything is done."""
+
+        def finished(paths: list[str]) -> list[str]:
+            known = self.catalog.known_files(self.encoder_id, paths)
+            broken = {} if retry else self.catalog.known_problems(paths)
+            return [
+                path
+                for path in paths
+                if self.is_current(known.get(path), todo[path])
+                or self._is_hopeless(broken.get(path), todo[path])
+            ]
+
+        shared = Shared(
+            todo,
+            self.found.files,
+            self.catalog.beginning,
+            claims,
+            lambda paths: self.catalog.patiently(lambda: finished(paths)),
+        )
+        done = 0
+        while True:
+            done = self._embed(shared, todo, contents, gone, done)
+            now = Progress("pictures", done + shared.skipped, len(todo), "others are at the rest")
+            if not shared.wait(lambda now=now: self.progress(now)):
+                break
+        self.report.unchanged += shared.skipped
+        self.progress(Progress("pictures", len(todo), len(todo)))
 
     def captions_file(self, source: Path, pairs: list[tuple[str, str]]) -> None:
         """Make the captions of a file those of the pictures it names."""
@@ -302,6 +371,10 @@ class Run:
             else:
                 by_file.setdefault(file_id, []).append(Caption(text, name))
         with self.catalog.write() as transaction:
+            if self.catalog.served:
+                # Another run may have removed some meanwhile.
+                there = transaction.still_at({id_: path for path, id_ in ids.items()})
+                by_file = {id_: by_file[id_] for id_ in there if id_ in by_file}
             for file_id, captions in by_file.items():
                 transaction.set_captions(file_id, captions, sources=[name])
 
@@ -367,19 +440,45 @@ class Run:
         if self.reranker is not None:
             with self.pace.at_work(Stage.WRITE):
                 self.library.regions.put(self.reranker.kind, batch.regions)
-        with self.pace.at_work(Stage.WRITE), self.catalog.write() as transaction:
-            for item in batch.items:
-                if isinstance(item, Read):
-                    self._write(transaction, item, batch.vectors.get(item.picture.path), gone)
-                else:
-                    self.write_problem(transaction, item)
+        with self.pace.at_work(Stage.WRITE):
+            written = self.catalog.written(
+                lambda transaction: self._written(transaction, batch, gone)
+            )
+        for outcome, count in written.outcomes.items():
+            setattr(self.report, outcome, getattr(self.report, outcome) + count)
+        for id_ in written.moved:
+            del gone[id_]
+
+    def _written(
+        self, transaction: Transaction, batch: Embedded, gone: Mapping[int, str]
+    ) -> _Written:
+        """Write a batch; change nothing else, because it may be done again."""
+        written = _Written()
+        if self.catalog.served:
+            # Whatever another run, or this one in a transaction that was cut off, has done since.
+            paths = [self._path_of(item) for item in batch.items]
+            now = transaction.known_files(self.encoder_id, paths)
+            for path in paths:
+                self.known.pop(path, None)
+            self.known |= now
+        for item in batch.items:
+            if isinstance(item, Read):
+                vector = batch.vectors.get(item.picture.path)
+                self._write(transaction, item, vector, gone, written)
+            else:
+                self.write_problem(transaction, item)
+        return written
+
+    def _path_of(self, item: Read | Unread) -> str:
+        return item.picture.path if isinstance(item, Read) else item.path
 
     def _write(
         self,
         transaction: Transaction,
         item: Read,
         vector: NDArray[np.float32] | None,
-        gone: dict[int, str],
+        gone: Mapping[int, str],
+        written: _Written,
     ) -> None:
         picture = item.picture
         known = self.known.get(picture.path)
@@ -387,10 +486,13 @@ class Run:
         if known is not None and known.id in same and known.embedded:
             # Only its time or its side-cars changed.
             transaction.refresh_file(known.id, picture)
-            self.report.unchanged += 1
+            written.outcomes["unchanged"] += 1
             transaction.set_captions(known.id, item.captions)
             return
-        old = None if known is not None else next((id_ for id_ in same if id_ in gone), None)
+        left = {id_: gone[id_] for id_ in same if id_ in gone and id_ not in written.moved}
+        if left and self.catalog.served:
+            left = {id_: left[id_] for id_ in transaction.still_at(left)}
+        old = None if known is not None else next(iter(left), None)
         embedded = old is not None and self.known[gone[old]].embedded
         if vector is None and not embedded:
             vector = transaction.vector_of(picture.sha256, self.encoder_id)
@@ -403,12 +505,12 @@ class Run:
                 return
         if old is not None:
             transaction.refresh_file(old, picture)
-            del gone[old]
-            self.report.moved += 1
+            written.moved.add(old)
+            written.outcomes["moved"] += 1
         elif known is not None:
-            self.report.updated += 1
+            written.outcomes["updated"] += 1
         else:
-            self.report.added += 1
+            written.outcomes["added"] += 1
         file_id = old
         if vector is not None:
             file_id = transaction.put_file(picture, self.encoder_id, vector)
@@ -429,7 +531,8 @@ class Run:
     def _forget(self, gone: Mapping[int, str], settled: Iterable[str]) -> None:
         """Drop pictures and problems that are no more; record names that are no files."""
         with self.catalog.write() as transaction:
-            transaction.remove_files(gone)
+            left = transaction.still_at(gone) if self.catalog.served else gone
+            transaction.remove_files(left)
             transaction.resolve_problems(settled)
             for path, reason in self.found.unusable.items():
                 transaction.put_problem(Problem(path, "not-a-file", reason))
@@ -443,4 +546,4 @@ class Run:
             transaction.put_containers(
                 {path: self.found.containers[path] for path in sorted(self.found.listed)}
             )
-        self.report.removed = len(gone)
+        self.report.removed = len(left)

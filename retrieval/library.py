@@ -2,7 +2,7 @@
 
     photos/                     the user's pictures, never written to
       .mmsearch/                the library's folder
-        catalog.sqlite          the truth
+        catalog.sqlite          the truth, where no server keeps it
         library.toml            where catalog or index are kept elsewhere, see `library_config`
         index/images-7-9f3c21aa.faiss     derived; named after the catalog's state
         index/null-distribution           derived; see `null_distribution`
@@ -20,8 +20,10 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from errno import EACCES, EPERM, EROFS
 from pathlib import Path
@@ -30,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 from mmsearch.errors import LibraryError, LibraryNotFound, SourceError, StorageError, quoted
 from mmsearch.indexes.base import replacing
 from mmsearch.retrieval.adapter import Adapter
-from mmsearch.retrieval.catalog import Catalog, LibraryRow, RegionStore
+from mmsearch.retrieval.catalog import Address, Catalog, LibraryRow, RegionStore
 from mmsearch.retrieval.index_files import IndexFiles, Report, silent
 from mmsearch.retrieval.library_config import CONFIG, LibraryConfig, without_secrets
 from mmsearch.retrieval.schema import Target
@@ -57,6 +59,8 @@ FOLDER = ".mmsearch"
 ENVIRONMENT = "MMSEARCH_LIBRARY"
 CATALOG = "catalog.sqlite"
 REGIONS = "regions.sqlite"
+BEGINNING_S = 60.0
+"""How long one process that makes a library waits for another that does."""
 ASIDE = "set-aside"
 
 
@@ -90,12 +94,14 @@ class Library:
         """
         place = catalog_of(path)
         folder, config = place.parent, LibraryConfig.read(place.parent)
-        catalog = Catalog.open(place)
+        catalog = Catalog.open(place, address=_address(folder, config))
         try:
             root = catalog.library().root
         except LibraryError:
             catalog.close()
             raise
+        if catalog.served and folder.name == FOLDER:
+            root = None  # another machine's may be elsewhere
         return cls(root or folder.parent, folder, config, catalog)
 
     @classmethod
@@ -120,8 +126,41 @@ class Library:
             _refuse_another(root, config, asked)
         if folder is None:
             folder = _make_folder(root)
+        where = None if folder.parent == root else root
+        if config is None and asked != LibraryConfig():
+            return cls._begun(root, folder, asked, where)
         config = config or asked
-        opened = Catalog.create(folder / CATALOG, root=None if folder.parent == root else root)
+        opened = Catalog.create(folder / CATALOG, root=where, address=_address(folder, config))
+        return cls(root, folder, config, opened)
+
+    @classmethod
+    def _begun(cls, root: Path, folder: Path, asked: LibraryConfig, where: Path | None) -> Library:
+        """Make a library that keeps something elsewhere.
+
+        First it is made sure that nothing else is there, then the folder says where, then it is
+        made: whenever this is cut short, the same command goes on. Whoever begins at the same
+        moment waits.
+        """
+        with writing(folder, root, wait=BEGINNING_S):
+            config = LibraryConfig.read(folder)
+            new = config == LibraryConfig()
+            if new:
+                uid = None if asked.catalog is None else str(uuid.uuid4())
+                config = replace(asked, uid=uid)
+            else:
+                _refuse_another(root, config, asked)
+            address = _address(folder, config)
+            try:
+                if new and address is not None:
+                    Catalog.look(address)
+                if new:
+                    config.write(folder)
+                opened = Catalog.create(folder / CATALOG, root=where, address=address)
+            except LibraryNotFound:
+                # Another library is there: this folder is none.
+                if new:
+                    LibraryConfig().write(folder)
+                raise
         return cls(root, folder, config, opened)
 
     @property
@@ -145,17 +184,21 @@ class Library:
         self.regions.close()
 
     @contextmanager
-    def indexing(self, wait: float = 0.0) -> Iterator[bool]:
+    def indexing(self, wait: float = 0.0, *, together: bool = False) -> Iterator[bool]:
         """Be the one process that writes to this library; yield whether another had to finish.
 
         Args:
+            together: let others that say the same write, too, where a server keeps the catalog.
             wait: seconds to wait for another one; `math.inf` for as long as it takes.
 
         Raises:
             LibraryLocked: another one is at it, which the message names.
             StorageError: the library cannot be written to, or lies where locks do not work.
         """
-        with writing(self.folder, self.root, wait=wait) as waited:
+        lock = writing(self.folder, self.root, wait=wait)
+        if self.catalog.served:
+            lock = self.catalog.running(self.root, wait, together=together)
+        with lock as waited:
             yield waited
 
     def adapter(self, row: LibraryRow) -> Adapter | None:
@@ -376,6 +419,23 @@ def _refuse_another(root: Path, config: LibraryConfig, asked: LibraryConfig) -> 
                 f"embedding again, run: mmsearch move --to {quoted(wanted)} "
                 f"--library {quoted(root)}"
             )
+
+
+def _address(folder: Path, config: LibraryConfig) -> Address | None:
+    """Return where a library's catalog is kept; None for a file in its folder.
+
+    Raises:
+        StorageError: the folder does not say which library's it is.
+    """
+    if config.catalog is None:
+        return None
+    if config.uid is None:
+        raise StorageError(
+            f"{folder / CONFIG} names a catalog, and not the uid of the library in it. Copy the "
+            "whole file from a folder of that library; or delete it, and make a new library with "
+            "mmsearch index FOLDER --catalog ADDRESS."
+        )
+    return Address.of(config.catalog, config.uid)
 
 
 def _no_library(path: Path) -> LibraryError:

@@ -116,4 +116,9 @@ def _check(what: str, address: str | None, schemes: tuple[str, ...], example: st
     except ValueError:
         fits = False
     if not fits:
-        raise SourceError(f"'{address}' is no address of a {what}. Give one such as {example}.")
+        # Not as it was given: it may hold a password.
+        kind = address.partition(":")[0]
+        raise SourceError(
+            f"What was given as the address of a {what} ('{kind}:…') is none. Give one such as "
+            f"{example}."
+        )

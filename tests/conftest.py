@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -16,6 +16,10 @@ from PIL import Image
 from mmsearch.retrieval.encoders import Encoder
 from mmsearch.retrieval.preprocess import ImagePreprocess
 from mmsearch.retrieval.schema import EncoderSpec
+
+if TYPE_CHECKING:
+    from mmsearch.retrieval.catalog import Address
+    from tests.postgres_server import Postgres
 
 COLOURS = {
     "black": (0, 0, 0),
@@ -103,6 +107,27 @@ def photos(tmp_path: Path) -> Path:
         # Sizes differ, so that contents and file sizes do.
         draw(folder / f"{below}{colour}.jpg", colour, (48 + i, 32))
     return folder
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A server of PostgreSQL's; a test that asks for one is skipped where none is installed."""
+    from tests.postgres_server import postgres_of_tests
+
+    with postgres_of_tests() as server:
+        yield server
+
+
+@pytest.fixture(
+    scope="session",
+    params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql)],
+)
+def address_of_catalog(request: pytest.FixtureRequest) -> Callable[[], Address | None]:
+    """Where a new catalog is kept: in a file, and then in a schema of its own on a server."""
+    if request.param == "sqlite":
+        return lambda: None
+    server: Postgres = request.getfixturevalue("postgres")
+    return server.address
 
 
 @pytest.fixture(scope="session")

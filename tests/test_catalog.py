@@ -4,7 +4,7 @@ import os
 import shutil
 import sqlite3
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from sqlalchemy import inspect
 
 from mmsearch.errors import LibraryLocked, LibraryNotFound, LibraryTooNew, StorageError
-from mmsearch.retrieval.catalog import Catalog, migrations, tables
+from mmsearch.retrieval.catalog import Address, Catalog, migrations, tables
 from mmsearch.retrieval.catalog import connection as connections
 from mmsearch.retrieval.ingest import index
 from mmsearch.retrieval.schema import Caption, EncoderSpec, Picture, Problem
@@ -47,10 +47,16 @@ def unit(*values: float) -> np.ndarray:
 
 
 @pytest.fixture
-def catalog(tmp_path: Path) -> Iterator[Catalog]:
-    opened = Catalog.create(tmp_path / "catalog.sqlite")
+def catalog(tmp_path: Path, address_of_catalog: Callable[[], Address | None]) -> Iterator[Catalog]:
+    opened = Catalog.create(tmp_path / "catalog.sqlite", address=address_of_catalog())
     yield opened
     opened.close()
+
+
+def reopened(catalog: Catalog) -> Catalog:
+    """The same catalog, as another process opens it."""
+    address = None if catalog._server is None else catalog._server.address
+    return Catalog.open(catalog.path, address=address)
 
 
 @pytest.fixture
@@ -63,8 +69,9 @@ def encoder_id(catalog: Catalog) -> int:
 
 def test_migrations_make_the_schema_that_the_code_expects(catalog: Catalog) -> None:
     found = inspect(catalog._engine)
-    # FTS5 keeps an index of words in several tables of its own.
-    names = {name for name in found.get_table_names() if "_word" not in name}
+    # FTS5 keeps an index of words in several tables; PostgreSQL has no functions in Python.
+    beside = ("_word", "word_", "_text")
+    names = {name for name in found.get_table_names() if not any(part in name for part in beside)}
     assert names == {*tables.metadata.tables, "migration"}
     for name, table in tables.metadata.tables.items():
         columns = {column["name"]: column for column in found.get_columns(name)}
@@ -72,7 +79,8 @@ def test_migrations_make_the_schema_that_the_code_expects(catalog: Catalog) -> N
         for column in table.columns:
             assert columns[column.name]["nullable"] == column.nullable or column.primary_key
             declared = column.type.compile(catalog._engine.dialect)
-            assert str(columns[column.name]["type"]) == declared, (name, column.name)
+            there = columns[column.name]["type"].compile(catalog._engine.dialect)
+            assert there == declared, (name, column.name)
         wanted = {(key.parent.name, key.target_fullname) for key in table.foreign_keys}
         there = {
             (key["constrained_columns"][0], f"{key['referred_table']}.id")
@@ -89,10 +97,12 @@ def test_migrations_are_named_in_order_and_recorded(catalog: Catalog) -> None:
 
 
 def test_a_failing_migration_leaves_the_catalog_as_it_was(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    address_of_catalog: Callable[[], Address | None],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    path = tmp_path / "catalog.sqlite"
-    Catalog.create(path).close()
+    path, address = tmp_path / "catalog.sqlite", address_of_catalog()
+    Catalog.create(path, address=address).close()
 
     def m002_broken(connection: object) -> None:
         connection.exec_driver_sql("CREATE TABLE half (id INTEGER)")
@@ -100,24 +110,23 @@ def test_a_failing_migration_leaves_the_catalog_as_it_was(
 
     monkeypatch.setattr(migrations, "MIGRATIONS", (*migrations.MIGRATIONS, m002_broken))
     with pytest.raises(RuntimeError, match="power loss"):
-        Catalog.open(path)
+        Catalog.open(path, address=address)
     monkeypatch.undo()
-    catalog = Catalog.open(path)
+    catalog = Catalog.open(path, address=address)
     assert not inspect(catalog._engine).has_table("half")
     catalog.close()
 
 
-def test_a_catalog_of_a_later_version_is_refused_and_untouched(tmp_path: Path) -> None:
-    path = tmp_path / "catalog.sqlite"
-    Catalog.create(path).close()
-    with sqlite3.connect(path) as connection:
-        connection.execute("INSERT INTO migration VALUES ('m999_future', '2099-01-01')")
-    connection.close()
-    before = path.read_bytes()
+def test_a_catalog_of_a_later_version_is_refused_and_untouched(catalog: Catalog) -> None:
+    with catalog._connect(immediate=True) as connection:
+        connection.exec_driver_sql("INSERT INTO migration VALUES ('m999_future', '2099-01-01')")
+    catalog.close()
+    before = catalog.path.read_bytes() if not catalog.served else b""
+    address = None if catalog._server is None else catalog._server.address
     for open_ in (Catalog.open, Catalog.create):
         with pytest.raises(LibraryTooNew, match=r"m999_future.*pip install --upgrade"):
-            open_(path)
-    assert path.read_bytes() == before
+            open_(catalog.path, address=address)
+    assert catalog.served or catalog.path.read_bytes() == before
 
 
 def test_missing_foreign_and_damaged_files_are_named(tmp_path: Path) -> None:
@@ -245,16 +254,40 @@ def test_any_file_name_comes_back_byte_for_byte(name: bytes) -> None:
         (value,) = connection.execute("SELECT path FROM t WHERE path = ?", (stored,)).fetchone()
     connection.close()
     assert os.fsencode(column.process_result_value(value, None)) == name
+    # And as PostgreSQL has it, where the order of bytes is the order of SQLite's.
+    assert tables.path_of(tables.path_stored(path)) == path
+
+
+@given(first=st.binary(min_size=1, max_size=8), second=st.binary(min_size=1, max_size=8))
+def test_paths_have_one_order_everywhere(first: bytes, second: bytes) -> None:
+    paths = [os.fsdecode(name) for name in (first, second)]
+    as_bytes = sorted(paths, key=tables.path_stored)
+    column = tables.FilePath()
+    with sqlite3.connect(":memory:") as connection:
+        connection.execute("CREATE TABLE t (path TEXT)")
+        rows = [(column.process_bind_param(path, None),) for path in paths]
+        connection.executemany("INSERT INTO t VALUES (?)", rows)
+        found = connection.execute("SELECT path FROM t ORDER BY path").fetchall()
+    connection.close()
+    assert [column.process_result_value(value, None) for (value,) in found] == as_bytes
+
+
+@given(text=st.text(max_size=12) | st.just("\U0010ffff") | st.just("a\0b"))
+def test_any_text_comes_back_from_postgresql(text: str) -> None:
+    stored = tables.text_stored(text)
+    assert "\0" not in stored
+    assert tables.text_of(stored) == text
 
 
 def test_a_locked_catalog_says_so(
     catalog: Catalog, encoder_id: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connections, "BUSY_TIMEOUT_S", 0.1)
-    second = Catalog.open(catalog.path)
+    second = reopened(catalog)
     with catalog.write() as transaction:
         transaction.put_problem(Problem("b.jpg", "empty", "zero bytes"), 0, 0)
-        with pytest.raises(LibraryLocked, match="in use by another process"), second.write():
+        told = pytest.raises(LibraryLocked, match=r"in use by another (process|mmsearch \(pid)")
+        with told, second.write():
             pytest.fail("two writers at once")
         assert second.counts().problems == 0
     assert second.counts().problems == 1
@@ -264,9 +297,8 @@ def test_a_locked_catalog_says_so(
 def test_a_damaged_vector_is_named(catalog: Catalog, encoder_id: int) -> None:
     with catalog.write() as transaction:
         transaction.put_file(picture(), encoder_id, unit(1, 0, 0, 0))
-    with sqlite3.connect(catalog.path) as connection:
-        connection.execute("UPDATE file_vector SET vector = x'0001'")
-    connection.close()
+    with catalog._connect(immediate=True) as connection:
+        connection.execute(tables.file_vector.update().values(vector=b"\0\1"))
     with pytest.raises(StorageError, match="2 bytes, 8 were expected"):
         catalog.file_vectors(encoder_id, 4)
 

@@ -1,4 +1,4 @@
-"""The catalog: one SQLite file that holds the truth about a library.
+"""The catalog: one SQLite file, or one schema on PostgreSQL, that holds the truth about a library.
 
 Files, captions, their vectors (fp16), problems, the encoder's fingerprint and what `tune` learned.
 Everything else on disk (FAISS files, what rerankers are spared) is derived from it. A batch's rows
@@ -8,6 +8,7 @@ exist.
 
 from __future__ import annotations
 
+from mmsearch.retrieval.catalog.address import Address
 from mmsearch.retrieval.catalog.encoders import EncoderRow, UnembeddedFile
 from mmsearch.retrieval.catalog.lookup import FileRow
 from mmsearch.retrieval.catalog.regions import RegionStore
@@ -26,6 +27,7 @@ from mmsearch.retrieval.catalog.words import told_by_name
 
 __all__ = [
     "AdapterRow",
+    "Address",
     "Catalog",
     "Counts",
     "EncoderRow",

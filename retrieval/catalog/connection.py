@@ -20,7 +20,14 @@ if TYPE_CHECKING:
 
     Parameters = Sequence[Any] | Mapping[str, Any]
 
-__all__ = ["as_mmsearch_errors", "driver_of", "fetched", "read_only_engine", "sqlite_engine"]
+__all__ = [
+    "as_mmsearch_errors",
+    "driver_of",
+    "fetched",
+    "is_postgresql",
+    "read_only_engine",
+    "sqlite_engine",
+]
 
 BUSY_TIMEOUT_S = 10.0
 """How long a statement waits for another process's transaction, which lasts milliseconds."""
@@ -79,6 +86,11 @@ def read_only_engine(path: Path) -> Engine:
             ) from None
         return sqlite_engine(path, "mode=ro&immutable=1")
     return engine
+
+
+def is_postgresql(connection: Connection) -> bool:
+    """Say whether a catalog is kept by a server; otherwise it is a SQLite file."""
+    return connection.dialect.name == "postgresql"
 
 
 def fetched(

@@ -1,4 +1,4 @@
-"""Whether a catalog's file is sound, asked of SQLite itself and of every vector."""
+"""Whether a catalog is sound: its file, asked of SQLite itself, its words, and every vector."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from sqlalchemy import text as sql
 
 from mmsearch.errors import StorageError
 from mmsearch.retrieval.catalog import tables
+from mmsearch.retrieval.catalog.connection import is_postgresql
 from mmsearch.retrieval.catalog.words import SCHEMA, file_words, fill_words
 from mmsearch.retrieval.schema import Target
 
@@ -37,6 +38,8 @@ FAULTS = (sqlite3.Error, UnicodeDecodeError)
 TOLD = 20
 """Faults that SQLite tells of at most."""
 ROWS = 2_000
+_STREAMED = {"yield_per": ROWS}
+"""So that a server sends no more at a time than is looked at."""
 NORM_ERROR = 0.01
 """How far the length of a vector of fp16 may be from 1: rounding changes it by less than 0.001."""
 DERIVED = frozenset({"state", "vector_change"})
@@ -92,7 +95,8 @@ def bad_vectors(
     table, column = VECTORS[target]
     statement = sql(f"SELECT {column}, vector FROM {table} WHERE encoder_id = :id ORDER BY 1")
     count, bad = 0, []
-    for rows in connection.execute(statement, {"id": encoder_id}).partitions(ROWS):
+    streamed = connection.execute(statement, {"id": encoder_id}, execution_options=_STREAMED)
+    for rows in streamed.partitions(ROWS):
         count += len(rows)
         fit = [(id_, blob) for id_, blob in rows if len(blob) == 2 * dim]
         bad += [id_ for id_, blob in rows if len(blob) != 2 * dim]
@@ -107,6 +111,10 @@ def bad_vectors(
 
 def words_damage(connection: Connection) -> list[str]:
     """Return which full-text indexes do not say what the catalog says. Needs to write nothing."""
+    if is_postgresql(connection):
+        from mmsearch.retrieval.catalog import words_postgresql
+
+        return words_postgresql.damage(connection)
     wrong = []
     for table in ("caption_word", "file_word"):
         # 1: compare with the table that the text comes from, too.
@@ -140,6 +148,11 @@ def _same_words(connection: Connection) -> bool:
 
 def rebuild_words(connection: Connection) -> None:
     """Make both full-text indexes anew from the catalog."""
+    if is_postgresql(connection):
+        from mmsearch.retrieval.catalog import words_postgresql
+
+        words_postgresql.rebuild(connection)
+        return
     for statement in SCHEMA:
         kind, name = statement.split()[1:3]
         if kind == "TRIGGER":

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from sqlalchemy import func, select
 
 from mmsearch.retrieval.catalog import tables
-from mmsearch.retrieval.catalog.filtering import clause, scanned
-from mmsearch.retrieval.filters import Filter
-from mmsearch.retrieval.schema import SortKey, Target
+from mmsearch.retrieval.catalog.filtering import clauses_of
+from mmsearch.retrieval.schema import Target
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from sqlalchemy import ColumnElement, Connection
+    from sqlalchemy import Connection
+
+    from mmsearch.retrieval.filters import Filter
+    from mmsearch.retrieval.schema import SortKey
 
 __all__ = ["in_order"]
 
@@ -44,30 +44,15 @@ def in_order(
         filter_: what they must be like.
         limit: how many; all if not given.
     """
+    own = clauses_of(connection)
     id_ = tables.file.c.id if target is Target.IMAGES else tables.caption.c.id
-    statement = select(id_)
-    if target is Target.CAPTIONS:
-        statement = statement.join_from(tables.caption, tables.file)
+    statement = own.files(indexed=True) if target is Target.IMAGES else own.captions()
     if filter_ is not None:
-        statement = statement.where(clause(filter_, target))
+        statement = statement.where(own.clause(filter_, target))
     if ids is not None:
-        # One text, so that the statement is the same however many there are.
-        given = func.json_each(json.dumps(ids.tolist())).table_valued("value")
-        statement = statement.where(id_.in_(select(given.c.value)))
-    by = _expression(key)
+        # One value, so that the statement is the same however many there are.
+        statement = statement.where(own.among(id_, ids))
+    by = own.order(key)
     ranked = by.desc() if descending else by.asc()
     statement = statement.order_by(ranked.nulls_last(), tables.file.c.path, id_)
     return np.fromiter(connection.scalars(statement.limit(limit)), dtype=np.int64)
-
-
-def _expression(key: SortKey) -> ColumnElement[Any]:
-    file = tables.file.c
-    match key:
-        case SortKey.DATE:
-            # Its index would have every row looked up in the table by itself.
-            return scanned(file.taken_at)
-        case SortKey.NAME:
-            return func.mm_name_key(file.path)
-        case SortKey.PIXELS:
-            return file.width * file.height
-    return file[key.value]

@@ -2,18 +2,24 @@
 
 A step is never edited once released: a library made by any earlier version opens by running the
 steps it lacks, each in one transaction together with the record of it.
+
+Each step has one name on SQLite and on PostgreSQL. Those whose statements differ are written twice,
+in `migrations_sqlite` and `migrations_postgresql`; a step whose statements both understand, or that
+SQLAlchemy can write for both (`CreateTable` of a table that is frozen here), is written once, here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import UTC, datetime
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 from sqlalchemy import text
 
 from mmsearch.errors import LibraryTooNew
-from mmsearch.retrieval.catalog import words
+from mmsearch.retrieval.catalog import migrations_sqlite
+from mmsearch.retrieval.catalog.connection import is_postgresql
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -23,116 +29,17 @@ __all__ = ["MIGRATIONS", "applied", "apply_one", "missing"]
 
 def m001_initial(connection: Connection) -> None:
     """Create libraries, encoders, files, captions, vectors and problems."""
-    for statement in (
-        """
-        CREATE TABLE encoder (
-            id INTEGER PRIMARY KEY AUTOINCREMENT,
-            kind TEXT NOT NULL,
-            name TEXT NOT NULL,
-            revision TEXT NOT NULL,
-            weights_sha256 TEXT NOT NULL,
-            preprocessing TEXT NOT NULL,
-            dim INTEGER NOT NULL CHECK (dim > 0),
-            location TEXT NOT NULL,
-            UNIQUE (kind, name, revision, weights_sha256, preprocessing, dim)
-        )
-        """,
-        """
-        CREATE TABLE library (
-            id INTEGER PRIMARY KEY CHECK (id = 1),
-            uid TEXT NOT NULL,
-            created_at DATETIME NOT NULL,
-            root TEXT,
-            generation INTEGER NOT NULL,
-            stamp TEXT NOT NULL,
-            encoder_id INTEGER REFERENCES encoder (id)
-        )
-        """,
-        """
-        CREATE TABLE file (
-            id INTEGER PRIMARY KEY AUTOINCREMENT,
-            path TEXT NOT NULL UNIQUE,
-            size INTEGER NOT NULL,
-            mtime_ns INTEGER NOT NULL,
-            sha256 BLOB NOT NULL,
-            format TEXT NOT NULL,
-            width INTEGER NOT NULL,
-            height INTEGER NOT NULL,
-            orientation INTEGER NOT NULL,
-            taken_at DATETIME,
-            latitude FLOAT,
-            longitude FLOAT,
-            camera TEXT,
-            sidecars TEXT NOT NULL,
-            indexed_at DATETIME NOT NULL
-        )
-        """,
-        "CREATE INDEX file_sha256 ON file (sha256)",
-        "CREATE INDEX file_taken_at ON file (taken_at)",
-        """
-        CREATE TABLE caption (
-            id INTEGER PRIMARY KEY AUTOINCREMENT,
-            file_id INTEGER NOT NULL REFERENCES file (id) ON DELETE CASCADE,
-            text TEXT NOT NULL,
-            source TEXT NOT NULL,
-            UNIQUE (file_id, text, source)
-        )
-        """,
-        """
-        CREATE TABLE file_vector (
-            encoder_id INTEGER NOT NULL REFERENCES encoder (id) ON DELETE CASCADE,
-            file_id INTEGER NOT NULL REFERENCES file (id) ON DELETE CASCADE,
-            vector BLOB NOT NULL,
-            PRIMARY KEY (encoder_id, file_id)
-        )
-        """,
-        "CREATE INDEX file_vector_file_id ON file_vector (file_id)",
-        """
-        CREATE TABLE caption_vector (
-            encoder_id INTEGER NOT NULL REFERENCES encoder (id) ON DELETE CASCADE,
-            caption_id INTEGER NOT NULL REFERENCES caption (id) ON DELETE CASCADE,
-            vector BLOB NOT NULL,
-            PRIMARY KEY (encoder_id, caption_id)
-        )
-        """,
-        "CREATE INDEX caption_vector_caption_id ON caption_vector (caption_id)",
-        """
-        CREATE TABLE problem (
-            id INTEGER PRIMARY KEY AUTOINCREMENT,
-            path TEXT NOT NULL UNIQUE,
-            size INTEGER NOT NULL,
-            mtime_ns INTEGER NOT NULL,
-            kind TEXT NOT NULL,
-            reason TEXT NOT NULL,
-            seen_at DATETIME NOT NULL
-        )
-        """,
-    ):
-        connection.execute(text(statement))
+    _own(connection).initial(connection)
 
 
 def m002_adapters(connection: Connection) -> None:
     """Create the stack of what `tune` has learned; each belongs to one encoder."""
-    connection.execute(
-        text(
-            """
-            CREATE TABLE adapter (
-                id INTEGER PRIMARY KEY AUTOINCREMENT,
-                encoder_id INTEGER NOT NULL REFERENCES encoder (id) ON DELETE CASCADE,
-                created_at DATETIME NOT NULL,
-                weights BLOB NOT NULL,
-                report TEXT NOT NULL
-            )
-            """
-        )
-    )
-    connection.execute(text("CREATE INDEX adapter_encoder_id ON adapter (encoder_id)"))
+    _own(connection).adapters(connection)
 
 
 def m003_next_encoder(connection: Connection) -> None:
     """Let a library name the encoder that it is changing to."""
-    column = "next_encoder_id INTEGER REFERENCES encoder (id)"
-    connection.execute(text(f"ALTER TABLE library ADD COLUMN {column}"))
+    _own(connection).next_encoder(connection)
 
 
 def m004_vector_changes(connection: Connection) -> None:
@@ -141,55 +48,17 @@ def m004_vector_changes(connection: Connection) -> None:
     An index of an earlier state that is still listed can be brought up to date by the changes
     since. Triggers see what cascades delete.
     """
-    for statement in (
-        """
-        CREATE TABLE vector_change (
-            seq INTEGER PRIMARY KEY AUTOINCREMENT,
-            target TEXT NOT NULL,
-            id INTEGER NOT NULL
-        )
-        """,
-        """
-        CREATE TABLE state (
-            stamp TEXT PRIMARY KEY,
-            seq INTEGER NOT NULL,
-            encoder_id INTEGER,
-            adapter_id INTEGER
-        )
-        """,
-        *(
-            f"CREATE TRIGGER {table}_{event.lower()} AFTER {event} ON {table} BEGIN "
-            f"INSERT INTO vector_change (target, id) VALUES ('{target}', {row}.{column}); END"
-            for table, column, target in (
-                ("file_vector", "file_id", "images"),
-                ("caption_vector", "caption_id", "captions"),
-            )
-            for event, row in (("INSERT", "NEW"), ("UPDATE", "NEW"), ("DELETE", "OLD"))
-        ),
-    ):
-        connection.execute(text(statement))
+    _own(connection).vector_changes(connection)
 
 
 def m005_containers(connection: Connection) -> None:
     """Create the record of tar and Parquet files that were read whole, as they were then."""
-    connection.execute(
-        text(
-            """
-            CREATE TABLE container (
-                path TEXT PRIMARY KEY,
-                size INTEGER NOT NULL,
-                mtime_ns INTEGER NOT NULL
-            )
-            """
-        )
-    )
+    _own(connection).containers(connection)
 
 
 def m006_words(connection: Connection) -> None:
     """Index the words of captions, of file and folder names and of metadata."""
-    for statement in words.SCHEMA:
-        connection.execute(text(statement))
-    words.fill_words(connection)
+    _own(connection).words_(connection)
 
 
 MIGRATIONS: tuple[Callable[[Connection], None], ...] = (
@@ -206,9 +75,13 @@ MIGRATIONS: tuple[Callable[[Connection], None], ...] = (
 def applied(connection: Connection) -> list[str]:
     """Return the names of the steps a catalog has seen; none for an empty file."""
     table = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'migration'"
+    order = "rowid"
+    if is_postgresql(connection):
+        table = "SELECT 1 WHERE to_regclass('migration') IS NOT NULL"
+        order = "name"
     if connection.scalar(text(table)) is None:
         return []
-    return list(connection.scalars(text("SELECT name FROM migration ORDER BY rowid")))
+    return list(connection.scalars(text(f"SELECT name FROM migration ORDER BY {order}")))
 
 
 def missing(names: list[str]) -> list[Callable[[Connection], None]]:
@@ -239,3 +112,13 @@ def apply_one(connection: Connection, step: Callable[[Connection], None]) -> Non
         text("INSERT INTO migration (name, applied_at) VALUES (:name, :at)"),
         {"name": step.__name__, "at": datetime.now(UTC).isoformat()},
     )
+
+
+def _own(connection: Connection) -> ModuleType:
+    """Return the module that has this database's own statements."""
+    if not is_postgresql(connection):
+        return migrations_sqlite
+    # What a library in its folder does not need is loaded where it is.
+    from mmsearch.retrieval.catalog import migrations_postgresql
+
+    return migrations_postgresql

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Snapshot", "StoredPicture"]
 
+_STREAMED = {"yield_per": 4096}
 PICTURES_PER_BLOCK = 1024
 """A block is held in memory with all its captions' vectors, of which a picture may have many."""
 
@@ -43,9 +43,9 @@ class StoredPicture:
 class Snapshot:
     """Reads within one transaction: writes that happen meanwhile are not seen."""
 
-    def __init__(self, connection: Connection, path: Path) -> None:
+    def __init__(self, connection: Connection, place: str) -> None:
         self._connection = connection
-        self._path = path
+        self._place = place
 
     def counts(self, encoder_id: int) -> tuple[int, int]:
         """Return how many pictures and captions this encoder has embedded."""
@@ -61,8 +61,9 @@ class Snapshot:
         """Yield the id and the facts of every picture, in no particular order."""
         names = [field.name for field in fields(Picture)]
         statement = select(tables.file.c.id, *(tables.file.c[name] for name in names))
-        for id_, *facts in self._connection.execution_options(yield_per=4096).execute(statement):
-            yield id_, Picture(**dict(zip(names, facts, strict=True)))
+        with self._connection.execute(statement, execution_options=_STREAMED) as rows:
+            for id_, *facts in rows:
+                yield id_, Picture(**dict(zip(names, facts, strict=True)))
 
     def pictures(
         self, encoder_id: int, dim: int, *, captioned: bool | None = None
@@ -85,8 +86,8 @@ class Snapshot:
             texts = texts.where(tables.caption_vector.c.encoder_id == encoder_id)
             statement = statement.where(file.id.in_(texts) if captioned else file.id.not_in(texts))
         # Ids first: sorting whole rows would take as much space again as all vectors do.
-        streamed = self._connection.execution_options(yield_per=4096)
-        ids = np.fromiter(streamed.scalars(statement), dtype=np.int64)
+        streamed = self._connection.scalars(statement, execution_options=_STREAMED)
+        ids = np.fromiter(streamed, dtype=np.int64)
         for start in range(0, len(ids), PICTURES_PER_BLOCK):
             yield self._block(ids[start : start + PICTURES_PER_BLOCK].tolist(), encoder_id, dim)
 
@@ -135,7 +136,7 @@ class Snapshot:
     def _vector(self, blob: bytes, dim: int) -> NDArray[np.float16]:
         if len(blob) != 2 * dim:
             raise StorageError(
-                f"The catalog {self._path} is damaged: a vector has {len(blob)} bytes, {2 * dim} "
+                f"The catalog {self._place} is damaged: a vector has {len(blob)} bytes, {2 * dim} "
                 "were expected. Delete the library's folder and index again."
             )
         return np.frombuffer(blob, dtype="<f2")

@@ -8,19 +8,21 @@ import math
 import os
 import secrets
 import sqlite3
+import time
 import uuid
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from threading import local
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from sqlalchemy import Column, Table, func, select
 
-from mmsearch.errors import LibraryNotFound, StorageError
+from mmsearch.errors import ConnectionLost, LibraryNotFound, StorageError
 from mmsearch.retrieval.catalog import (
     filtering,
     integrity,
@@ -42,6 +44,7 @@ from mmsearch.retrieval.catalog.encoders import (
     spec_of,
     unembedded_files,
 )
+from mmsearch.retrieval.catalog.known import KnownFile, known_files
 from mmsearch.retrieval.catalog.lookup import FileRow
 from mmsearch.retrieval.catalog.transaction import Transaction, files_with
 from mmsearch.retrieval.catalog.word_search import KeptWords, find_words
@@ -52,8 +55,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from sqlalchemy import Connection, Engine
 
+    from mmsearch.retrieval.catalog.address import Address
+    from mmsearch.retrieval.catalog.advisory import Claims, RunLock
     from mmsearch.retrieval.catalog.integrity import Salvaged
     from mmsearch.retrieval.catalog.items import Item
+    from mmsearch.retrieval.catalog.postgresql import Server
     from mmsearch.retrieval.catalog.snapshot import Snapshot
     from mmsearch.retrieval.filters import Filter
     from mmsearch.retrieval.schema import EncoderSpec, SortKey
@@ -70,6 +76,11 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
+
+_Result = TypeVar("_Result")
+
+PAUSES_S = (0.5, 1, 2, 4, 8, 15, 30)
+"""Between attempts to reach a server again: a restart takes seconds, a failover a minute."""
 
 _VECTORS = {
     Target.IMAGES: (tables.file_vector, "file_id"),
@@ -111,17 +122,6 @@ class AdapterRow:
 
 
 @dataclass(frozen=True, slots=True)
-class KnownFile:
-    """What a scan compares a file on disk with."""
-
-    id: int
-    size: int
-    mtime_ns: int
-    sidecars: str
-    embedded: bool
-
-
-@dataclass(frozen=True, slots=True)
 class KnownProblem:
     """A file that could not be indexed, as it was then."""
 
@@ -155,41 +155,83 @@ class Counts:
 
 
 class Catalog:
-    """One library's SQLite file.
+    """One library's SQLite file, or its schema on a server of PostgreSQL's.
 
-    Readers never wait for the writer (WAL); a second writer waits up to
-    `connection.BUSY_TIMEOUT_S`.
+    Readers never wait for the writer; a second writer waits up to `connection.BUSY_TIMEOUT_S`.
     """
 
-    def __init__(self, path: Path, engine: Engine) -> None:
+    def __init__(self, path: Path, engine: Engine, server: Server | None = None) -> None:
         self.path = path
         self._engine = engine
+        self._server = server
         self._own = local()
+        self._run: RunLock | None = None
+        # What differs is chosen once, here.
+        if server is None:
+            self._errors = partial(as_mmsearch_errors, path)
+            self._writing: dict[str, Any] = {"immediate": True}
+            self._alone: dict[str, Any] = {}
+        else:
+            self._errors, self._writing, self._alone = (
+                server.errors,
+                server.WRITING,
+                server.ALONE,
+            )
 
     @classmethod
-    def create(cls, path: Path, *, root: Path | None = None) -> Catalog:
+    def create(
+        cls, path: Path, *, root: Path | None = None, address: Address | None = None
+    ) -> Catalog:
         """Create an empty catalog, or open the one that is there and bring it up to date.
+
+        Args:
+            path: the file, which is there only where no address is given.
+            root: where the pictures are, when the catalog does not lie beside them.
+            address: of a server that keeps it.
 
         Raises:
             LibraryTooNew: a later version made it.
-            StorageError: the disk is full or read-only, or the file is no catalog.
+            LibraryNotFound: another library than the address's is there.
+            StorageError: the disk is full or read-only, or the file is no catalog; or the server
+                cannot be used.
         """
-        catalog = cls(path, sqlite_engine(path))
+        catalog = cls._of(path, address)
         with catalog._closed_on_error():
+            if catalog._server is not None:
+                catalog._server.prepare(make=True)
             catalog._migrate()
             with catalog._connect(immediate=True) as connection:
-                _begin(connection, root)
+                uid = _begin(connection, root, None if address is None else address.uid)
+            if catalog._server is not None:
+                # Whoever else began at the same moment was first.
+                catalog._server.expect(uid)
         return catalog
 
     @classmethod
-    def open(cls, path: Path) -> Catalog:
+    def _of(cls, path: Path, address: Address | None) -> Catalog:
+        if address is None:
+            return cls(path, sqlite_engine(path))
+        # What a library in its folder does not need is loaded where it is.
+        from mmsearch.retrieval.catalog.postgresql import Server
+
+        server = Server(address)
+        return cls(path, server.engine, server)
+
+    @classmethod
+    def open(cls, path: Path, *, address: Address | None = None) -> Catalog:
         """Open an existing catalog; a read-only one is opened as it is.
 
+        Args:
+            path: the file, which is there only where no address is given.
+            address: of a server that keeps it.
+
         Raises:
-            LibraryNotFound: there is no catalog at `path`.
+            LibraryNotFound: there is no catalog at `path`, or at the address another library's.
             LibraryTooNew: a later version made it.
-            StorageError: the file is no catalog or is damaged.
+            StorageError: the file is no catalog or is damaged, or the server cannot be used.
         """
+        if address is not None:
+            return cls._open_served(path, address)
         if not os.path.isfile(path):  # noqa: PTH113 (says no where Path raises)
             raise LibraryNotFound(f"There is no library at {path.parent}.")
         writable = os.access(path.parent, os.W_OK) and os.access(path, os.W_OK)
@@ -208,6 +250,90 @@ class Catalog:
         return catalog
 
     @classmethod
+    def _open_served(cls, path: Path, address: Address) -> Catalog:
+        catalog = cls._of(path, address)
+        assert catalog._server is not None
+        with catalog._closed_on_error():
+            if not catalog._server.prepare(make=False):
+                raise catalog._unfinished()
+            with catalog._connect() as connection:
+                lacking = migrations.missing(migrations.applied(connection))
+            if lacking:
+                catalog._migrate()
+        return catalog
+
+    @staticmethod
+    def look(address: Address) -> None:
+        """Make sure that a new library could be kept at an address, and change nothing there.
+
+        Raises:
+            LibraryNotFound: another library is there.
+            StorageError: the server cannot be used, or something else is there.
+        """
+        from mmsearch.retrieval.catalog.postgresql import Server
+
+        server = Server(address)
+        try:
+            server.prepare(make=False)
+        finally:
+            server.close()
+
+    @property
+    def place(self) -> str:
+        """What messages call it; without user and password."""
+        return str(self.path) if self._server is None else self._server.address.shown
+
+    @property
+    def served(self) -> bool:
+        """Whether a server keeps it, where several may index it at once."""
+        return self._server is not None
+
+    @contextmanager
+    def running(self, what: Path, wait: float, *, together: bool) -> Iterator[bool]:
+        """Hold the lock of a run on a server; yield whether another one had to finish.
+
+        Until it is given back, everything is written through the connection that holds it.
+
+        Args:
+            what: what messages call the library.
+            wait: seconds to wait for another run; `math.inf` for as long as it takes.
+            together: let runs that say the same work at the same time.
+
+        Raises:
+            LibraryLocked: another one is at it, which the message names.
+            StorageError: the server cannot be used.
+        """
+        from mmsearch.retrieval.catalog.advisory import RunLock
+
+        assert self._server is not None
+        with self._errors():
+            run = RunLock(self._server, together=together)
+        try:
+            waited = run.acquire(what, wait)
+            self._run = run
+            yield waited
+        finally:
+            self._run = None
+            run.release()
+
+    @property
+    def beginning(self) -> float:
+        """Where this run begins, 0 to 1, so that those at the same time are far apart."""
+        if self._run is None:
+            return 0.0
+        from mmsearch.retrieval.catalog.advisory import place_of
+
+        return place_of(self._run.slot)
+
+    def claims(self) -> Claims | None:
+        """Return what tells which blocks of files are other runs'; None where this one is alone."""
+        if self._run is None or self._server is None or not self._run.together:
+            return None
+        from mmsearch.retrieval.catalog.advisory import Claims
+
+        return Claims(self._server)
+
+    @classmethod
     def salvaged(cls, damaged: Path, fresh: Path) -> Salvaged:
         """Make a catalog at `fresh` of all that can be read of a damaged one.
 
@@ -220,7 +346,7 @@ class Catalog:
             with catalog._connect(immediate=True) as connection:
                 found = integrity.salvage(damaged, connection)
                 # Should its own row be lost, the library begins anew with what there is.
-                _begin(connection, None)
+                _begin(connection, None, None)
                 integrity.rebuild_words(connection)
             with catalog.write() as transaction:
                 transaction.renew_state()
@@ -261,6 +387,9 @@ class Catalog:
 
     def words_damage(self) -> list[str] | None:
         """Return which full-text indexes are wrong; None where that cannot be checked."""
+        if self.served:
+            with self._connect() as connection:
+                return integrity.words_damage(connection)
         if not os.access(self.path, os.W_OK):
             return None
         with self._connect(immediate=True) as connection:
@@ -272,7 +401,7 @@ class Catalog:
             integrity.rebuild_words(connection)
 
     def close(self) -> None:
-        """Release the file."""
+        """Release the file, or the connections."""
         self._engine.dispose()
 
     @contextmanager
@@ -287,6 +416,34 @@ class Catalog:
             transaction = Transaction(connection)
             yield transaction
             transaction.finish()
+
+    def written(self, work: Callable[[Transaction], _Result]) -> _Result:
+        """Do something in one transaction, and again in another where a server's connection is cut.
+
+        Args:
+            work: what is done. It may have been committed when the connection is cut before that is
+                said: it must look at what is there, and change nothing else before it returns.
+
+        Raises:
+            ConnectionLost: for a minute there was no other connection.
+            LibraryLocked, StorageError: as in `write`.
+        """
+
+        def once() -> _Result:
+            with self.write() as transaction:
+                return work(transaction)
+
+        return self.patiently(once)
+
+    def patiently(self, work: Callable[[], _Result]) -> _Result:
+        """Do something that may be done again, and do so for a minute while connections are cut."""
+        for pause in PAUSES_S:
+            try:
+                return work()
+            except ConnectionLost as error:
+                logger.warning("%s Trying again in %g s.", error, pause)
+                time.sleep(pause)
+        return work()
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
@@ -309,7 +466,7 @@ class Catalog:
         from mmsearch.retrieval.catalog.snapshot import Snapshot
 
         with self._connect() as connection:
-            yield Snapshot(connection, self.path)
+            yield Snapshot(connection, self.place)
 
     def library(self) -> LibraryRow:
         """Return the library's own row and its active encoder."""
@@ -368,19 +525,12 @@ class Catalog:
         with self._connect() as connection:
             return unembedded_files(connection, encoder_id)
 
-    def known_files(self, encoder_id: int) -> dict[str, KnownFile]:
-        """Return every file by path, and whether this encoder has embedded it."""
-        file, vector = tables.file.c, tables.file_vector.c
-        joined = tables.file.outerjoin(
-            tables.file_vector, (vector.file_id == file.id) & (vector.encoder_id == encoder_id)
-        )
-        columns = file.path, file.id, file.size, file.mtime_ns, file.sidecars, vector.file_id
+    def known_files(
+        self, encoder_id: int, paths: Sequence[str] | None = None
+    ) -> dict[str, KnownFile]:
+        """Return files by path, all or those of a few, and whether this encoder embedded them."""
         with self._connect() as connection:
-            rows = connection.execute(select(*columns).select_from(joined))
-            return {
-                path: KnownFile(id_, size, mtime_ns, sidecars, embedded is not None)
-                for path, id_, size, mtime_ns, sidecars, embedded in rows
-            }
+            return known_files(connection, encoder_id, paths)
 
     def embedded_ids(self, paths: Sequence[str], encoder_id: int) -> dict[str, int]:
         """Return the ids of those of the paths whose pictures this encoder has embedded."""
@@ -402,10 +552,12 @@ class Catalog:
         with self._connect() as connection:
             return connection.execute(select(path).where(below).limit(1)).first() is not None
 
-    def known_problems(self) -> dict[str, KnownProblem]:
-        """Return every file that could not be indexed, by path."""
+    def known_problems(self, paths: Sequence[str] | None = None) -> dict[str, KnownProblem]:
+        """Return files that could not be indexed by path, all or those of a few paths."""
         columns = tables.problem.c
         statement = select(columns.path, columns.size, columns.mtime_ns, columns.kind)
+        if paths is not None:
+            statement = statement.where(columns.path.in_(paths))
         with self._connect() as connection:
             rows = connection.execute(statement)
             return {path: KnownProblem(*rest) for path, *rest in rows}
@@ -442,8 +594,16 @@ class Catalog:
         with self._connect() as connection:
             return {id_: bytes(sha256) for one in some for id_, sha256 in connection.execute(one)}
 
-    def captions_to_embed(self, encoder_id: int, limit: int) -> list[tuple[int, str]]:
-        """Return up to `limit` captions (id, text) that this encoder has not embedded."""
+    def captions_to_embed(
+        self, encoder_id: int, limit: int, *, skip: int = 0
+    ) -> list[tuple[int, str]]:
+        """Return up to `limit` captions (id, text) that this encoder has not embedded.
+
+        Args:
+            encoder_id: the encoder.
+            limit: how many.
+            skip: leave out so many before them, which others embed at the same time.
+        """
         caption, vector = tables.caption.c, tables.caption_vector.c
         joined = tables.caption.outerjoin(
             tables.caption_vector,
@@ -456,6 +616,8 @@ class Catalog:
             .order_by(caption.id)
             .limit(limit)
         )
+        if skip:
+            statement = statement.offset(skip)
         with self._connect() as connection:
             return [(id_, text) for id_, text in connection.execute(statement)]
 
@@ -735,7 +897,7 @@ class Catalog:
         for step in steps:
             with self._connect(immediate=True) as connection:
                 if step in migrations.missing(migrations.applied(connection)):
-                    logger.info("catalog %s: %s", self.path, step.__name__)
+                    logger.info("catalog %s: %s", self.place, step.__name__)
                     migrations.apply_one(connection, step)
 
     def _all_vectors(
@@ -749,17 +911,18 @@ class Catalog:
             ids = np.empty(n, dtype=np.int64)
             vectors = np.empty((n, dim), dtype="<f2")
             statement = select(key, table.c.vector).where(ours).order_by(key)
-            rows = connection.execution_options(yield_per=4096).execute(statement)
-            for i, (id_, blob) in enumerate(rows):
-                self._check_length(target, id_, blob, dim)
-                ids[i] = id_
-                vectors[i] = np.frombuffer(blob, dtype="<f2")
+            streamed = {"yield_per": 4096}
+            with connection.execute(statement, execution_options=streamed) as rows:
+                for i, (id_, blob) in enumerate(rows):
+                    self._check_length(target, id_, blob, dim)
+                    ids[i] = id_
+                    vectors[i] = np.frombuffer(blob, dtype="<f2")
         return ids, vectors
 
     def _check_length(self, target: Target, id_: int, vector: bytes, dim: int) -> None:
         if len(vector) != 2 * dim:
             raise StorageError(
-                f"The catalog {self.path} is damaged: the vector of {_VECTORS[target][1]} {id_} "
+                f"The catalog {self.place} is damaged: the vector of {_VECTORS[target][1]} {id_} "
                 f"has {len(vector)} bytes, {2 * dim} were expected. Delete the library's folder "
                 "and index again."
             )
@@ -771,23 +934,37 @@ class Catalog:
         if shared is not None and not immediate:
             yield shared
             return
-        with as_mmsearch_errors(self.path), self._engine.connect() as connection:
-            if immediate:
-                connection = connection.execution_options(immediate=True)
-            if not begin:
-                yield connection
+        with self._errors():
+            if immediate and self._run is not None:
+                connection = self._run.connection().execution_options(**self._writing)
+                with connection.begin():
+                    yield connection
                 return
-            with connection.begin():
-                yield connection
+            with self._engine.connect() as connection:
+                if immediate:
+                    connection = connection.execution_options(**self._writing)
+                if not begin:
+                    yield connection.execution_options(**self._alone)
+                    return
+                with connection.begin():
+                    yield connection
 
 
-def _begin(connection: Connection, root: Path | None) -> None:
-    """Write the library's own row where there is none."""
-    if connection.scalar(select(tables.library.c.id)) is None:
+def _begin(connection: Connection, root: Path | None, uid: str | None) -> str:
+    """Write the library's own row where there is none; return whose it is.
+
+    Args:
+        connection: in a transaction that writes.
+        root: where the pictures are, when the catalog does not lie beside them.
+        uid: of a new library; any, where it is not given.
+    """
+    known: str | None = connection.scalar(select(tables.library.c.uid))
+    if known is None:
+        known = uid or str(uuid.uuid4())
         connection.execute(
             tables.library.insert().values(
                 id=1,
-                uid=str(uuid.uuid4()),
+                uid=known,
                 created_at=datetime.now(UTC).replace(tzinfo=None),
                 root=None if root is None else str(root),
                 generation=0,
@@ -795,3 +972,4 @@ def _begin(connection: Connection, root: Path | None) -> None:
                 encoder_id=connection.scalar(select(func.max(tables.file_vector.c.encoder_id))),
             )
         )
+    return known

@@ -14,6 +14,8 @@ from sqlalchemy import bindparam, delete, insert, select, update
 from sqlalchemy import text as sql
 
 from mmsearch.retrieval.catalog import tables
+from mmsearch.retrieval.catalog.connection import is_postgresql
+from mmsearch.retrieval.catalog.known import KnownFile, known_files
 from mmsearch.retrieval.catalog.words import put_file_words
 from mmsearch.retrieval.schema import GENERATED, Target
 
@@ -28,12 +30,19 @@ __all__ = ["Transaction", "files_with"]
 _SHOWN = ("path", "taken_at", "camera", "width", "height", "latitude", "longitude")
 """What answers tell of a picture, choose by or are found by; the rest is for indexing."""
 
+_LAST_CHANGE = {
+    "sqlite": "coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'vector_change'), 0)",
+    "postgresql": "(SELECT CASE WHEN is_called THEN last_value ELSE 0 END "
+    "FROM vector_change_seq_seq)",
+}
+
 
 class Transaction:
     """Writes that happen together; obtained from `Catalog.write`."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
+        self._served = is_postgresql(connection)
         self._changed = False
 
     def finish(self) -> None:
@@ -43,12 +52,10 @@ class Transaction:
             number = (self._connection.scalar(select(generation)) or 0) + 1
             stamp = f"{number}-{secrets.token_hex(4)}"
             self._connection.execute(update(tables.library).values(generation=number, stamp=stamp))
-            # `vector_change` may be empty; SQLite remembers the last number it gave there.
-            note = """
+            # `vector_change` may be empty; the database remembers the last number it gave there.
+            note = f"""
                 INSERT INTO state (stamp, seq, encoder_id, adapter_id)
-                SELECT stamp,
-                    coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'vector_change'), 0),
-                    encoder_id,
+                SELECT stamp, {_LAST_CHANGE[self._connection.dialect.name]}, encoder_id,
                     (SELECT max(id) FROM adapter WHERE adapter.encoder_id = library.encoder_id)
                 FROM library
             """
@@ -61,6 +68,10 @@ class Transaction:
         if seq is not None:
             self._connection.execute(delete(tables.vector_change).where(change.seq <= seq))
             self._connection.execute(delete(tables.state).where(state.seq < seq))
+        if self._served:
+            from mmsearch.retrieval.catalog import words_postgresql
+
+            words_postgresql.forget_changes(self._connection)
 
     def encoder_id(self, spec: EncoderSpec, location: str) -> int:
         """Return the key of an encoder, making its row when it is new.
@@ -119,7 +130,7 @@ class Transaction:
             else:
                 self._forget_generated(id_)
             self._connection.execute(stale)
-        put_file_words(self._connection, id_, picture, new=found is None)
+        self._put_texts(id_, picture, new=found is None)
         self._put_vectors(tables.file_vector, "file_id", encoder_id, [id_], vector[None])
         self.resolve_problems([picture.path])
         return id_
@@ -154,8 +165,21 @@ class Transaction:
             # No vector is another, but answers are.
             self._changed = True
         self._connection.execute(update(tables.file).where(file.id == id_).values(**values))
-        put_file_words(self._connection, id_, picture)
+        self._put_texts(id_, picture, new=False)
         self.resolve_problems([picture.path])
+
+    def known_files(self, encoder_id: int, paths: Sequence[str]) -> dict[str, KnownFile]:
+        """Return, as `Catalog.known_files` does, what is known of a few paths at this moment."""
+        return known_files(self._connection, encoder_id, paths)
+
+    def still_at(self, paths: Mapping[int, str]) -> list[int]:
+        """Return the ids of the pictures that are where they were, and not moved or gone since."""
+        file = tables.file.c
+        there: dict[int, str] = {}
+        for part in tables.in_parts([*paths]):
+            found = select(file.id, file.path).where(file.id.in_(part))
+            there.update((id_, path) for id_, path in self._connection.execute(found))
+        return [id_ for id_, path in paths.items() if there.get(id_) == path]
 
     def files_with(self, sha256: bytes) -> list[int]:
         """Return the ids of the pictures with this content."""
@@ -218,13 +242,7 @@ class Transaction:
                 self._connection.execute(delete(tables.caption).where(columns.id.in_(part)))
         if wanted:
             self._changed = True
-            self._connection.execute(
-                insert(tables.caption),
-                [
-                    {"file_id": file_id, "text": text, "source": source}
-                    for text, source in wanted.items()
-                ],
-            )
+            self._insert_captions(file_id, wanted)
         own = select(columns.id).where(
             columns.file_id == file_id, columns.source.not_like(f"{GENERATED}%")
         )
@@ -256,7 +274,21 @@ class Transaction:
     def put_caption_vectors(
         self, encoder_id: int, ids: Sequence[int], vectors: NDArray[np.float32]
     ) -> None:
-        """Store `float32[n, dim]` vectors of captions."""
+        """Store `float32[n, dim]` vectors of captions.
+
+        On a server, of those alone that are there and that no other run has embedded meanwhile.
+        """
+        if self._served:
+            caption, vector = tables.caption.c, tables.caption_vector.c
+            done = select(vector.caption_id).where(
+                vector.caption_id == caption.id, vector.encoder_id == encoder_id
+            )
+            lacking = select(caption.id).where(caption.id.in_(ids), ~done.exists())
+            left = set(self._connection.scalars(lacking))
+            rows = [row for row, id_ in enumerate(ids) if id_ in left]
+            ids, vectors = [ids[row] for row in rows], vectors[rows]
+            if not ids:
+                return
         self._put_vectors(tables.caption_vector, "caption_id", encoder_id, ids, vectors)
 
     def drop_vectors(self, target: Target, encoder_id: int, ids: Sequence[int]) -> None:
@@ -340,6 +372,31 @@ class Transaction:
         """Forget problems of files that were indexed since, or are gone."""
         for path in paths:
             self._connection.execute(delete(tables.problem).where(tables.problem.c.path == path))
+
+    def _insert_captions(self, file_id: int, sources: Mapping[str, str]) -> None:
+        """Add captions: the sources by their texts."""
+        rows = [
+            {"file_id": file_id, "text": text, "source": source} for text, source in sources.items()
+        ]
+        if not self._served:
+            # Triggers see to the words.
+            self._connection.execute(insert(tables.caption), rows)
+            return
+        from mmsearch.retrieval.catalog import texts_postgresql, words_postgresql
+
+        given = insert(tables.caption).returning(tables.caption.c.id, sort_by_parameter_order=True)
+        ids = self._connection.scalars(given, rows).all()
+        texts = dict(zip(ids, sources, strict=True))
+        words_postgresql.put_caption_words(self._connection, texts)
+        texts_postgresql.put_captions(self._connection, texts)
+
+    def _put_texts(self, id_: int, picture: Picture, *, new: bool) -> None:
+        """Write what a picture is found by beside its vector."""
+        put_file_words(self._connection, id_, picture, new=new)
+        if self._served:
+            from mmsearch.retrieval.catalog import texts_postgresql
+
+            texts_postgresql.put_file(self._connection, id_, picture, new=new)
 
     def _insert(self, table: Table, values: Mapping[str, object]) -> int:
         result = self._connection.execute(insert(table).values(**values))

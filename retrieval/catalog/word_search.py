@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from mmsearch.retrieval.catalog.connection import driver_of, fetched
+from mmsearch.retrieval.catalog.connection import driver_of, fetched, is_postgresql
 from mmsearch.retrieval.catalog.words import (
     COLUMN_WEIGHTS,
     key_of,
@@ -90,8 +90,7 @@ class KeptWords:
         found = {term: known[term] for term in terms if term in known}
         if lacking := [term for term in dict.fromkeys(terms) if term not in found]:
             # In the order in which they were asked.
-            asked = {"terms": json.dumps([*map(quoted, lacking)]), "n": MOST_MATCHES + 1}
-            new = {lacking[i]: (a, b) for i, a, b in fetched(connection, _COUNTS, asked)}
+            new = dict(zip(lacking, _counted(connection, lacking), strict=True))
             if len(known) + len(new) > MOST_COUNTED:
                 self._counts = known = {}
             known.update(new)
@@ -274,11 +273,25 @@ def _among(ids: Ids, allowed: Ids) -> NDArray[np.bool_]:
     return there
 
 
+def _counted(connection: Connection, terms: Sequence[str]) -> list[tuple[int, int]]:
+    if is_postgresql(connection):
+        from mmsearch.retrieval.catalog import words_postgresql
+
+        return words_postgresql.counted(connection, terms, MOST_MATCHES + 1)
+    asked = {"terms": json.dumps([*map(quoted, terms)]), "n": MOST_MATCHES + 1}
+    return [(a, b) for a, b in fetched(connection, _COUNTS, asked)]
+
+
 def _scored(connection: Connection, table: str, terms: Sequence[str]) -> dict[str, _Rows]:
     """Return the rows that each term is in, and what FTS5 says it scores there."""
-    asked = json.dumps([*map(quoted, terms)])
-    # Straight from the driver into arrays: a word may be in all of millions of names.
-    rows = np.fromiter(driver_of(connection).execute(_SCORES[table], (asked,)), dtype=_ROW)
+    if is_postgresql(connection):
+        from mmsearch.retrieval.catalog import words_postgresql
+
+        rows = words_postgresql.scored(connection, table, terms)
+    else:
+        asked = json.dumps([*map(quoted, terms)])
+        # Straight from the driver into arrays: a word may be in all of millions of names.
+        rows = np.fromiter(driver_of(connection).execute(_SCORES[table], (asked,)), dtype=_ROW)
     ends = np.searchsorted(rows["term"], np.arange(1, len(terms) + 1))
     starts = [0, *ends[:-1].tolist()]
     return {
@@ -306,10 +319,8 @@ def _named(connection: Connection, texts: Sequence[str]) -> list[list[int]]:
     found: list[list[tuple[bool, int]]] = [[] for _ in texts]
     ordered = sorted(keys - {""})
     for start in range(0, len(ordered), KEYS_AT_ONCE):
-        some = ordered[start : start + KEYS_AT_ONCE]
-        expression = " OR ".join(f"key : {quoted(key)}" for key in some)
-        for id_, stored in fetched(connection, _BY_KEY, (expression,)):
-            path = legible(os.fsdecode(stored))
+        for id_, there in _files_by_key(connection, ordered[start : start + KEYS_AT_ONCE]):
+            path = legible(there)
             own = path.rpartition("/")[2]
             names = {tuple(plain_words(own)), tuple(plain_words(stem_of(own)))}
             for number in {number for name in names for number in wanted.get(name, ())}:
@@ -317,6 +328,16 @@ def _named(connection: Connection, texts: Sequence[str]) -> list[list[int]]:
                 if literal is not None and (not literal, id_) not in found[number]:
                     found[number].append((not literal, id_))
     return [[id_ for _, id_ in sorted(each)] for each in found]
+
+
+def _files_by_key(connection: Connection, keys: Sequence[str]) -> Iterable[tuple[int, str]]:
+    if is_postgresql(connection):
+        from mmsearch.retrieval.catalog import words_postgresql
+
+        return words_postgresql.files_by_key(connection, keys)
+    expression = " OR ".join(f"key : {quoted(key)}" for key in keys)
+    rows = fetched(connection, _BY_KEY, (expression,))
+    return ((id_, os.fsdecode(stored)) for id_, stored in rows)
 
 
 def _is_named(asked: str, path: str) -> bool | None:
@@ -337,7 +358,7 @@ _BY_KEY = (
 )
 _COUNT = "(SELECT count(*) FROM (SELECT 1 FROM {0} WHERE {0} MATCH term.value LIMIT :n))"
 _COUNTS = f"""
-SELECT term.key, {_COUNT.format("caption_word")}, {_COUNT.format("file_word")}
+SELECT {_COUNT.format("caption_word")}, {_COUNT.format("file_word")}
 FROM json_each(:terms) AS term
 """
 # `CROSS JOIN` keeps the order: one term after the other, each with its rows.

@@ -3,7 +3,7 @@
 Two FTS5 indexes. `caption_word` reads its text from `caption` (external content) and is kept right
 by triggers alone. `file_word` holds what `file_words` makes of a path, which SQL cannot; whatever
 writes a file's row writes it, and a trigger removes it. Both rank by BM25 (Robertson and Zaragoza
-2009), as FTS5 computes it.
+2009), as FTS5 computes it. Where the catalog is on PostgreSQL, `words_postgresql` does the same.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import text as sql
 
+from mmsearch.retrieval.catalog.connection import is_postgresql
+
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 __all__ = [
     "COLUMN_WEIGHTS",
     "SCHEMA",
+    "TOKENIZE",
+    "file_words",
     "fill_words",
     "key_of",
     "legible",
@@ -122,6 +126,11 @@ def put_file_words(
     """Make the words of a file those of its path, camera and time; a new file has none yet."""
     taken = None if picture.taken_at is None else picture.taken_at.isoformat()
     row = file_words(picture.path, picture.camera, taken)
+    if is_postgresql(connection):
+        from mmsearch.retrieval.catalog import words_postgresql
+
+        words_postgresql.put_file_words(connection, id_, row, new=new)
+        return
     there = None if new else connection.execute(_READ_FILE, {"id": id_}).one_or_none()
     if there is not None and tuple(there) == tuple(row.values()):
         return

@@ -16,6 +16,7 @@ from mmsearch.retrieval.doctor.finding import Diagnosis, Finding, Part
 from mmsearch.retrieval.doctor.pictures import examine_files, examine_sample
 from mmsearch.retrieval.encoders import load_encoder
 from mmsearch.retrieval.library import Library, catalog_of
+from mmsearch.retrieval.library_config import LibraryConfig
 from mmsearch.retrieval.schema import Target, tell_apart
 from mmsearch.retrieval.writer_lock import writing
 
@@ -89,6 +90,12 @@ def _catalog_is_sound(
     path: Path, diagnosis: Diagnosis, *, mend: bool, deep: bool, wait: float
 ) -> bool:
     """Examine the file itself, before anything else opens it; say whether one can go on."""
+    if LibraryConfig.read(path.parent).catalog is not None:
+        diagnosis.examined[Part.CATALOG] = (
+            "kept by PostgreSQL, which sees to every reference itself (pg_amcheck looks over its "
+            "pages)"
+        )
+        return True
     faults = integrity.damage(path, deep=deep)
     how = "every page and every index" if deep else "every page"
     diagnosis.examined[Part.CATALOG] = f"{how} of {path.name}, every reference"

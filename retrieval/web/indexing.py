@@ -55,7 +55,7 @@ class Runs:
                     "is."
                 )
             # Another process would be noticed only after the folder has been looked through.
-            with served.engine.library.indexing():
+            with served.engine.library.indexing(together=True):
                 pass
             run = self._runs[served.name] = _Run()
             run.thread = threading.Thread(
