@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from errno import EINVAL, ELOOP, ENAMETOOLONG, ENOENT, ENOTDIR
 from hashlib import blake2b
 from pathlib import Path
 from stat import S_ISREG
@@ -16,6 +17,9 @@ __all__ = ["SIDECAR_SUFFIXES", "fingerprint", "parse_sidecar", "read_sidecar", "
 
 SIDECAR_SUFFIXES = (".txt", ".json", ".supplemental-metadata.json")
 """`photo.txt` and `photo.jpg.txt` both belong to `photo.jpg`; the last is Google Takeout's."""
+
+NOT_THERE = frozenset({ENOENT, ENOTDIR, ELOOP, ENAMETOOLONG, EINVAL})
+"""What systems say of a name that leads to no file."""
 
 MAX_SIDECAR_BYTES = 1 << 20
 MAX_CAPTIONS = 100
@@ -30,19 +34,24 @@ def sidecar_names(name: str) -> list[str]:
 
 
 def read_sidecar(path: Path) -> list[Caption]:
-    """Return the captions of one side-car; none where it cannot be read or says nothing.
+    """Return the captions of one side-car; none where it is not there or says nothing.
 
     Each line of a text file is a caption, the first hundred of them. A JSON file gives its
     `caption`, `captions`, `description` or `text`, each a string or a list of strings. A side-car
     is a courtesy: a broken one never keeps its picture from being indexed.
+
+    Raises:
+        OSError: it is there, and cannot be read at present: what it says is unknown.
     """
     try:
         if not S_ISREG(path.stat().st_mode):
             return []  # To open a pipe is to wait for whoever writes to it.
         with path.open("rb") as file:
             content = file.read(MAX_SIDECAR_BYTES)
-    except OSError:
-        return []
+    except OSError as error:
+        if error.errno in NOT_THERE:
+            return []
+        raise
     return parse_sidecar(path.name, content)
 
 

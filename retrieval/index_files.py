@@ -177,9 +177,11 @@ class IndexFiles:
     def _of(self, target: Target) -> list[Path]:
         """Return the index files of all states, the newest first."""
         found = []
-        for path in self._folder.glob(f"{target.value}-*.faiss"):
-            with suppress(OSError):  # another process removed it
-                found.append((path.stat().st_mtime_ns, path))
+        # Without permission for the folder there is none that could be used.
+        with suppress(PermissionError):
+            for path in self._folder.glob(f"{target.value}-*.faiss"):
+                with suppress(OSError):  # another process removed it
+                    found.append((path.stat().st_mtime_ns, path))
         return [path for _, path in sorted(found, reverse=True)]
 
     def _save(self, index: VectorIndex, path: Path, target: Target) -> None:
@@ -187,7 +189,12 @@ class IndexFiles:
             path.parent.mkdir(exist_ok=True)
             index.save(path)
         except (OSError, RuntimeError) as error:
-            logger.warning("%s cannot be saved (%s); the index serves from memory", path, error)
+            reason = getattr(error, "strerror", None) or error
+            logger.warning(
+                "%s cannot be saved (%s): it is made anew for each question until it can be",
+                path,
+                reason,
+            )
             return
         for leftover in path.parent.glob(f"{WRITING}*"):
             # A process that was killed while saving left it; one that is at it now is younger.

@@ -487,7 +487,7 @@ class Run:
             # Only its time or its side-cars changed.
             transaction.refresh_file(known.id, picture)
             written.outcomes["unchanged"] += 1
-            transaction.set_captions(known.id, item.captions)
+            self.write_captions(transaction, known.id, item)
             return
         left = {id_: gone[id_] for id_ in same if id_ in gone and id_ not in written.moved}
         if left and self.catalog.served:
@@ -515,11 +515,17 @@ class Run:
         if vector is not None:
             file_id = transaction.put_file(picture, self.encoder_id, vector)
         assert file_id is not None
-        transaction.set_captions(file_id, item.captions)
+        self.write_captions(transaction, file_id, item)
 
     def _opened(self, path: str) -> Path | Image:
         place = self.found.files[path].place
         return self.library.root / path if place is None else open_picture(place.read())
+
+    def write_captions(self, transaction: Transaction, file_id: int, item: Read) -> None:
+        """Record what was read with a picture, and what could not be."""
+        transaction.set_captions(file_id, item.captions, sources=item.sources)
+        if item.unread is not None:
+            self.write_problem(transaction, Unread(item.picture.path, item.unread))
 
     def write_problem(self, transaction: Transaction, item: Unread) -> None:
         """Record why a file cannot be indexed."""

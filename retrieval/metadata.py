@@ -17,9 +17,12 @@ from PIL import ExifTags, Image, ImageFile, IptcImagePlugin
 
 from mmsearch.retrieval.schema import Caption
 
-__all__ = ["Metadata", "read_metadata"]
+__all__ = ["EMBEDDED", "Metadata", "read_metadata"]
 
 T = TypeVar("T")
+
+EMBEDDED = ("xmp", "iptc", "exif", "png")
+"""The sources of captions that lie in a picture's own file."""
 
 MAX_CAPTION_CHARACTERS = 2_000
 

@@ -28,7 +28,7 @@ from mmsearch.retrieval.media import (
     read_bytes,
     upright_rgb,
 )
-from mmsearch.retrieval.metadata import read_metadata
+from mmsearch.retrieval.metadata import EMBEDDED, read_metadata
 from mmsearch.retrieval.pace import Pace, Stage
 from mmsearch.retrieval.schema import Caption, Picture
 from mmsearch.retrieval.workers import Workers
@@ -41,17 +41,37 @@ if TYPE_CHECKING:
 
 __all__ = ["PictureReader", "Read", "Unread"]
 
+UNREAD = "unread"
+"""In place of a fingerprint of side-cars: no scan finds it."""
+
 BATCHES_AHEAD = 4
 """Enough that the encoder rarely waits; prepared pixels are small."""
 
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """A file that was read: the picture, its captions, and its pixels unless it is known."""
+    """A file that was read.
+
+    Attributes:
+        picture: what it is.
+        captions: what its side-cars and its own metadata say.
+        pixels: prepared for the encoder, unless the content is known.
+        unread: why a side-car that is there cannot be read. Then `picture` names none that a scan
+            can find, so that the next run reads it again.
+    """
 
     picture: Picture
     captions: list[Caption]
     pixels: NDArray[Any] | None
+    unread: MediaError | None = None
+
+    @property
+    def sources(self) -> tuple[str, ...] | None:
+        """The sources that `captions` speaks for, as `Transaction.set_captions` takes them.
+
+        What a side-car said before stays while it cannot be read.
+        """
+        return None if self.unread is None else EMBEDDED
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,11 +167,16 @@ class PictureReader:
                 upright = upright_rgb(image, at_least=self._encoder.decode_size)
                 pixels = self._encoder.prepare(upright)
         captions = list(facts.captions)
+        sidecars, unread = file.sidecars, None
         if file.place is not None:
             captions = file.place.captions() + captions
         elif file.sidecars:
             beside = (absolute.with_name(name) for name in sidecar_names(absolute.name))
-            captions = [caption for path in beside for caption in read_sidecar(path)] + captions
+            try:
+                captions = [caption for path in beside for caption in read_sidecar(path)] + captions
+            except OSError as error:
+                reason = f"a caption file beside it cannot be read: {error.strerror}"
+                sidecars, unread = UNREAD, MediaError("unreadable", reason)
         picture = Picture(
             path=path,
             size=file.size,
@@ -165,9 +190,9 @@ class PictureReader:
             latitude=facts.latitude,
             longitude=facts.longitude,
             camera=facts.camera,
-            sidecars=file.sidecars,
+            sidecars=sidecars,
         )
-        return Read(picture, captions, pixels)
+        return Read(picture, captions, pixels, unread)
 
 
 class _Budget:

@@ -1,11 +1,13 @@
 """Does work in processes that may be killed at any instant, and costs little to start.
 
 Every import is done once, here; each piece of work runs in a fork. Lines of JSON come in, one piece
-of work each; what became of it goes out when it has ended.
+of work each; what became of it goes out when it has ended. With the argument `train`, what trains
+is imported too.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -16,6 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from mmsearch import cli
 from mmsearch.retrieval import backup, duplicates, null_distribution  # noqa: F401
 from mmsearch.retrieval.doctor import examination
 from mmsearch.retrieval.ingest import index
@@ -41,11 +44,30 @@ def work(kind: str, folder: Path) -> None:
         examination.examine(folder, mend=True)
     elif kind == "restore":
         backup.restore(folder.with_name("kept"), folder)
+    elif kind == "train":
+        # As the command line has it, which says what to do next.
+        sys.argv = ["mmsearch", *json.loads((folder / "arguments.json").read_text())]
+        cli.main()
     else:
         raise ValueError(kind)
 
 
+def import_training() -> None:
+    """Import whatever a training would."""
+    for name in (
+        "matplotlib.figure",
+        "open_clip",
+        "torch.onnx.utils",
+        "mmsearch.retrieval.commands.train",
+        "mmsearch.retrieval.encoders.open_clip",
+        "mmsearch.retrieval.training.session",
+    ):
+        importlib.import_module(name)
+
+
 def main() -> None:
+    if sys.argv[1:] == ["train"]:
+        import_training()
     for line in sys.stdin:
         asked = json.loads(line)
         started = time.perf_counter()
@@ -55,6 +77,8 @@ def main() -> None:
             try:
                 work(asked["kind"], Path(asked["folder"]))
                 code = 0
+            except SystemExit as ending:
+                code = int(ending.code or 0)
             except BaseException:
                 traceback.print_exc()
             finally:

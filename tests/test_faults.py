@@ -39,9 +39,9 @@ VECTORS = 1_500
 class Server:
     """Processes that work, and can be killed."""
 
-    def __init__(self) -> None:
+    def __init__(self, *arguments: str) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("fault_server.py"))],
+            [sys.executable, str(Path(__file__).with_name("fault_server.py")), *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

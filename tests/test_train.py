@@ -14,13 +14,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageDraw
+from PIL import Image
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("open_clip")
 pytest.importorskip("matplotlib")
 
-from safetensors.torch import load_file, save_file  # noqa: E402
+from safetensors.torch import load_file  # noqa: E402
 
 from mmsearch.errors import MmsearchError  # noqa: E402
 from mmsearch.retrieval.commands.train import stop_on_signal  # noqa: E402
@@ -28,16 +28,8 @@ from mmsearch.retrieval.encoders.sources import load_dual_encoder  # noqa: E402
 from mmsearch.retrieval.training import session  # noqa: E402
 from mmsearch.retrieval.training.loop import Interrupted  # noqa: E402
 from mmsearch.retrieval.training.recipe import Loss, Recipe, Trainable  # noqa: E402
+from tests.tiny_training import draw_pairs, tiny_clip  # noqa: E402
 
-COLOURS = {"red": (220, 30, 30), "green": (30, 180, 40), "blue": (40, 60, 220), "yellow": (9, 9, 0)}
-SHAPES = ("circle", "square", "triangle", "cross")
-GROUNDS = {"white": (255,) * 3, "grey": (128,) * 3, "pink": (250, 160, 190), "black": (0, 0, 0)}
-
-TINY = {
-    "embed_dim": 32,
-    "vision_cfg": {"image_size": 32, "layers": 2, "width": 64, "head_width": 32, "patch_size": 8},
-    "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2},
-}
 # What a training needs to learn by heart; the defaults are made to prevent it.
 BY_HEART = [
     *("--batch=64", "--learning-rate=0.003", "--tower-rate=1", "--weight-decay=0"),
@@ -47,51 +39,13 @@ BY_HEART = [
 
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Sixty-four drawn pictures with a caption each, in a folder with a space in its name."""
-    folder = tmp_path_factory.mktemp("drawn") / "my drawings"
-    folder.mkdir()
-    rows = ["path\tcaption"]
-    for colour, rgb in COLOURS.items():
-        for shape in SHAPES:
-            for ground, behind in GROUNDS.items():
-                image = Image.new("RGB", (48, 48), behind)
-                draw = ImageDraw.Draw(image)
-                if shape == "circle":
-                    draw.ellipse((8, 8, 40, 40), fill=rgb)
-                elif shape == "square":
-                    draw.rectangle((8, 8, 40, 40), fill=rgb)
-                elif shape == "triangle":
-                    draw.polygon([(24, 4), (44, 42), (4, 42)], fill=rgb)
-                else:
-                    draw.rectangle((19, 4, 29, 44), fill=rgb)
-                    draw.rectangle((4, 19, 44, 29), fill=rgb)
-                name = f"{colour}-{shape}-{ground}.png"
-                image.save(folder / name)
-                rows.append(f"{name}\ta {colour} {shape} on a {ground} ground")
-    (folder / "pairs.tsv").write_text("\n".join(rows) + "\n")
-    return folder
+    """Drawn pictures in a folder with a space in its name."""
+    return draw_pairs(tmp_path_factory.mktemp("drawn") / "my drawings")
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A randomly initialised CLIP of 3 million weights, as open_clip stores one."""
-    import open_clip
-
-    folder = tmp_path_factory.mktemp("tiny")
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = open_clip.CLIP(**TINY)
-    transform = {
-        "mean": [0.5, 0.5, 0.5],
-        "std": [0.25, 0.25, 0.25],
-        "interpolation": "bicubic",
-        "resize_mode": "shortest",
-    }
-    config = {"model_cfg": TINY, "preprocess_cfg": transform}
-    (folder / "open_clip_config.json").write_text(json.dumps(config))
-    state = {name: value.contiguous() for name, value in model.state_dict().items()}
-    save_file(state, folder / "open_clip_model.safetensors")
-    return folder
+    return tiny_clip(tmp_path_factory.mktemp("tiny"))
 
 
 def command(*arguments: object) -> list[str]:

@@ -139,9 +139,9 @@ def as_mmsearch_errors(path: Path) -> Iterator[None]:
             ) from error
         if "disk i/o" in words:
             raise StorageError(
-                f"The disk that holds {path} failed to read or write. It may be full, unplugged or "
-                "failing; what was saved before is safe. Look at the disk, then run the same "
-                "command again."
+                f"The disk that holds {path} failed to read or write. It may be full, unplugged, "
+                "read-only or failing; what was saved before is safe. Look at the disk, then run "
+                "the same command again."
             ) from error
         if "malformed" in words or "not a database" in words:
             raise StorageError(_damaged(path, cause)) from error

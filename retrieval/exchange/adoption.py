@@ -348,7 +348,7 @@ class _Import:
             self._report.turned += 1
         else:
             id_ = transaction.put_file(picture, self._ingest.encoder_id, vector)
-            transaction.set_captions(id_, item.captions)
+            self._ingest.write_captions(transaction, id_, item)
             self._write_captions(transaction, id_, recorded)
             self._report.taken += 1
 

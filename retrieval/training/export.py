@@ -6,6 +6,7 @@ model as ONNX graphs (`encoder.json`), which run without torch.
 
 from __future__ import annotations
 
+import re
 import secrets
 import shutil
 from collections.abc import Callable, Collection
@@ -66,6 +67,8 @@ def save_model(
 def put_whole(folder: Path, own_files: Collection[str], write: Callable[[Path], None]) -> None:
     """Make a folder that appears whole or not at all, in the place of a former one.
 
+    What a process left that was killed at this is cleared up: no two write one model at a time.
+
     Args:
         folder: where to; its parent is made if need be.
         own_files: names that are not kept of a former folder.
@@ -76,6 +79,7 @@ def put_whole(folder: Path, own_files: Collection[str], write: Callable[[Path], 
     """
     folder = folder.absolute()
     folder.parent.mkdir(parents=True, exist_ok=True)
+    _clear_up(folder, own_files)
     part = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.part")
     part.mkdir()
     try:
@@ -128,8 +132,28 @@ def _replace(folder: Path, part: Path, own_files: Collection[str]) -> None:
         former = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.former")
         folder.rename(former)
         part.rename(folder)
-        for path in former.iterdir():
-            if path.name not in own_files:
-                path.rename(folder / path.name)
-        shutil.rmtree(former)
+        _take_over(former, folder, own_files)
     sync(folder.parent)
+
+
+def _take_over(former: Path, folder: Path, own_files: Collection[str]) -> None:
+    """Bring the files of others from where a model was to where it is now."""
+    for path in former.iterdir():
+        if path.name not in own_files:
+            path.rename(folder / path.name)
+    shutil.rmtree(former)
+
+
+def _clear_up(folder: Path, own_files: Collection[str]) -> None:
+    """Finish or undo what a process was at with this folder when it was killed."""
+    left = re.compile(rf"\.{re.escape(folder.name)}\.[0-9a-f]{{8}}\.(part|former)")
+    for path in list(folder.parent.iterdir()):
+        named = left.fullmatch(path.name)
+        if named is None:
+            continue
+        if named[1] == "part":
+            shutil.rmtree(path, ignore_errors=True)
+        elif folder.exists():
+            _take_over(path, folder, own_files)
+        else:
+            path.rename(folder)

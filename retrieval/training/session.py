@@ -182,7 +182,7 @@ def _train(
 ) -> TrainingReport:
     started = time.perf_counter()
     folder = working_folder(output)
-    prepare_folder(folder, resume=run.resume)
+    prepare_folder(output, resume=run.resume)
     # Whatever can be wrong is found before every picture is decoded, which takes a while.
     corpus, held_out = read_both(pairs)
     imitated = load_encoder(teacher) if teacher is not None and recipe.distillation else None
@@ -284,14 +284,25 @@ def check_both(
     return corpus, held_out
 
 
-def prepare_folder(folder: Path, *, resume: bool, state: str = CHECKPOINT) -> None:
+def prepare_folder(output: Path, *, resume: bool, state: str = CHECKPOINT) -> None:
     """Make the folder for the state of a training, or check that there is one to continue.
+
+    Args:
+        output: what is to be trained.
+        resume: whether to continue.
+        state: name of the file that continuing takes.
 
     Raises:
         TrainingError: there is none to continue, or one that was not completed.
         StorageError: it cannot be made.
     """
+    folder = working_folder(output)
     # In every process: where one alone gave up, the others would wait for it.
+    if resume and not (folder / state).exists() and any(output.glob("*.json")):
+        raise TrainingError(
+            f"There is no training to continue: the model at {output} is complete. To train it "
+            "anew, start without --resume."
+        )
     if resume:
         Checkpoint.require(folder / state)
     elif (folder / state).exists():

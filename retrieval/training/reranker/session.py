@@ -114,7 +114,7 @@ def train_reranker(
             "--held-out above 0."
         )
     stages = (True, False) if recipe.late_epochs else (False,)
-    prepare_folder(folder, resume=run.resume, state=_state(late_only=stages[0]))
+    prepare_folder(output, resume=run.resume, state=_state(late_only=stages[0]))
     watcher = Watcher(towers, folder / "features", run.progress)
     features = watcher.see(corpus, views=recipe.views, longest=recipe.longest)
     measured = watcher.see(held_out, views=1, longest=recipe.longest)
