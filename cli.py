@@ -36,6 +36,7 @@ COMMANDS = (
     "train-reranker",
     "tune",
     "migrate",
+    "move",
     "models",
     "optimize",
     "export",

@@ -18,6 +18,7 @@ from typing import Any
 from mmsearch.errors import SourceError, StorageError, quoted
 from mmsearch.indexes.base import replacing
 from mmsearch.retrieval.catalog import Catalog, Counts, integrity
+from mmsearch.retrieval.catalog.file import remove, work_log_in
 from mmsearch.retrieval.library import Library, set_aside
 from mmsearch.retrieval.library_config import CONFIG
 
@@ -99,7 +100,7 @@ def back_up(folder: Path | str, file: Path | str, *, force: bool = False) -> Bac
                     )
                 with closing(Catalog.open(temporary)) as copy:
                     counts = copy.counts()
-                _without_log(temporary)
+                work_log_in(temporary)
         except OSError as error:
             raise StorageError(f"{goal} cannot be written: {error.strerror}.") from error
         return Backup(library.root, goal, counts, goal.stat().st_size)
@@ -133,25 +134,25 @@ def restore(file: Path | str, folder: Path | str, *, wait: float = 0.0) -> Backu
     with closing(Library.create(root)) as library, library.indexing(wait):
         goal, home = library.catalog.path, library.catalog.library().root
         fresh = goal.with_name(f"{goal.name}.restored")
-        _remove(fresh)
+        remove(fresh)
         try:
             _copy(source, fresh)
             # Brings it up to date; a state of its own, so that no index file is taken for its.
             with closing(Catalog.create(fresh)) as catalog:
                 catalog.move_in(home)
                 counts = catalog.counts()
-            _without_log(fresh)
+            work_log_in(fresh)
             empty = library.catalog.library().encoder_id is None
             library.catalog.close()
             if empty:
                 # Only just made, by the line above that opened it.
-                _remove(goal)
+                remove(goal)
             aside = set_aside(library.folder)
             fresh.rename(goal)
         except OSError as error:
             raise StorageError(f"{goal} cannot be replaced: {error.strerror}.") from error
         finally:
-            _remove(fresh)
+            remove(fresh)
     return Backup(root, source, counts, source.stat().st_size, aside)
 
 
@@ -190,14 +191,3 @@ def _copy(source: Path, goal: Path) -> None:
         closing(sqlite3.connect(goal)) as here,
     ):
         there.backup(here)
-
-
-def _without_log(path: Path) -> None:
-    """Leave one file: a log beside it would be left behind where it is moved."""
-    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
-        connection.execute("PRAGMA journal_mode = DELETE")
-
-
-def _remove(path: Path) -> None:
-    for end in ("", "-wal", "-shm", "-journal"):
-        path.with_name(path.name + end).unlink(missing_ok=True)

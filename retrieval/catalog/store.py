@@ -57,6 +57,7 @@ if TYPE_CHECKING:
 
     from mmsearch.retrieval.catalog.address import Address
     from mmsearch.retrieval.catalog.advisory import Claims, RunLock
+    from mmsearch.retrieval.catalog.copying import Sum
     from mmsearch.retrieval.catalog.integrity import Salvaged
     from mmsearch.retrieval.catalog.items import Item
     from mmsearch.retrieval.catalog.postgresql import Server
@@ -368,6 +369,28 @@ class Catalog:
         with self._connect(begin=False) as connection, closing(sqlite3.connect(path)) as copy:
             driver: Any = connection.connection.driver_connection
             driver.backup(copy, pages=pages, sleep=0.01)
+
+    def copy_into(self, goal: Catalog, report: Callable[[str, int, int], None]) -> None:
+        """Make the content of this catalog all that another one holds, of either kind.
+
+        Args:
+            goal: gets the rows, with their ids, and a new state, all at once or not at all.
+            report: called with a table's name, how many rows are done and how many there are.
+        """
+        from mmsearch.retrieval.catalog import copying
+
+        with self._connect() as source, goal._connect(immediate=True) as connection:
+            copying.copy_rows(source, connection, report)
+            transaction = Transaction(connection)
+            transaction.renew_state()
+            transaction.finish()
+
+    def sums(self, report: Callable[[str, int, int], None]) -> dict[str, Sum]:
+        """Return the number of rows and a checksum of each table of content, by its name."""
+        from mmsearch.retrieval.catalog import copying
+
+        with self._connect() as connection:
+            return copying.sums(connection, report)
 
     def move_in(self, root: Path | None) -> None:
         """Say where the pictures are (None: beside the catalog), in a state of its own."""

@@ -15,8 +15,19 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from sqlalchemy import BigInteger, Column, LargeBinary, MetaData, Table, Text, delete, insert
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    LargeBinary,
+    MetaData,
+    Table,
+    Text,
+    delete,
+    insert,
+    select,
+)
 
+from mmsearch.retrieval.catalog import tables
 from mmsearch.retrieval.catalog.tables import path_stored
 from mmsearch.retrieval.filters.texts import fold, part
 
@@ -25,7 +36,15 @@ if TYPE_CHECKING:
 
     from mmsearch.retrieval.schema import Picture
 
-__all__ = ["caption_text", "file_text", "for_like", "local_offsets", "put_captions", "put_file"]
+__all__ = [
+    "caption_text",
+    "file_text",
+    "for_like",
+    "local_offsets",
+    "put_captions",
+    "put_file",
+    "rebuild",
+]
 
 _metadata = MetaData()
 
@@ -53,6 +72,9 @@ caption_text = Table(
     Column("folded", Text),
 )
 
+AT_ONCE = 1_000
+"""Rows read, and written, at a time."""
+
 _STAND_INS = {0: 0x10F7FF} | {0xD800 + n: 0x10F800 + n for n in range(0x800)}
 """What PostgreSQL's text cannot hold, and what stands for it: private characters of the last plane.
 
@@ -68,34 +90,49 @@ def for_like(text: str) -> str:
 
 def put_file(connection: Connection, id_: int, picture: Picture, *, new: bool) -> None:
     """Write what is compared of a picture."""
-    name, folder, ext = (part(picture.path, each) for each in ("name", "folder", "ext"))
-    camera = picture.camera
     if not new:
         connection.execute(delete(file_text).where(file_text.c.file_id == id_))
-    connection.execute(
-        insert(file_text),
-        {
-            "file_id": id_,
-            "name": path_stored(name),
-            "folder": path_stored(folder),
-            "ext": path_stored(ext),
-            "name_key": path_stored(fold(name)),
-            "path_folded": _folded(picture.path),
-            "name_folded": _folded(name),
-            "folder_folded": _folded(folder),
-            "ext_folded": _folded(ext),
-            "camera": None if camera is None else path_stored(camera),
-            "camera_folded": None if camera is None else _folded(camera),
-            "format": path_stored(picture.format),
-            "format_folded": _folded(picture.format),
-        },
-    )
+    row = _file_row(id_, picture.path, picture.camera, picture.format)
+    connection.execute(insert(file_text), row)
+
+
+def _file_row(id_: int, path: str, camera: str | None, format_: str) -> dict[str, object]:
+    name, folder, ext = (part(path, each) for each in ("name", "folder", "ext"))
+    return {
+        "file_id": id_,
+        "name": path_stored(name),
+        "folder": path_stored(folder),
+        "ext": path_stored(ext),
+        "name_key": path_stored(fold(name)),
+        "path_folded": _folded(path),
+        "name_folded": _folded(name),
+        "folder_folded": _folded(folder),
+        "ext_folded": _folded(ext),
+        "camera": None if camera is None else path_stored(camera),
+        "camera_folded": None if camera is None else _folded(camera),
+        "format": path_stored(format_),
+        "format_folded": _folded(format_),
+    }
 
 
 def put_captions(connection: Connection, texts: Mapping[int, str]) -> None:
     """Write what is compared of new captions, by their ids."""
     rows = [{"caption_id": id_, "folded": _folded(text)} for id_, text in texts.items()]
     connection.execute(insert(caption_text), rows)
+
+
+def rebuild(connection: Connection) -> None:
+    """Write what is compared of every picture and caption anew."""
+    connection.execute(delete(file_text))
+    connection.execute(delete(caption_text))
+    file, caption = tables.file.c, tables.caption.c
+    streamed = {"yield_per": AT_ONCE}
+    files = select(file.id, file.path, file.camera, file.format)
+    for some in connection.execute(files, execution_options=streamed).partitions():
+        connection.execute(insert(file_text), [_file_row(*row) for row in some])
+    captions = select(caption.id, caption.text)
+    for some in connection.execute(captions, execution_options=streamed).partitions():
+        put_captions(connection, {id_: text for id_, text in some})
 
 
 def _folded(text: str) -> str:
