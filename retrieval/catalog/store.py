@@ -331,7 +331,7 @@ class Catalog:
             return None
         from mmsearch.retrieval.catalog.advisory import Claims
 
-        return Claims(self._server)
+        return Claims(self._server, self.patiently)
 
     @classmethod
     def salvaged(cls, damaged: Path, fresh: Path) -> Salvaged:
