@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from mmsearch.retrieval.pace import Pace, Stage
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from mmsearch.retrieval.catalog import Catalog
+    from mmsearch.retrieval.catalog import Catalog, Transaction
     from mmsearch.retrieval.encoders import Encoder
     from mmsearch.retrieval.rerankers.bundled import BundledReranker
     from mmsearch.retrieval.scan import FoundFile
@@ -174,10 +175,12 @@ def embed_captions(
             vectors = encoder.encode_texts([text for _, text in rows])
         ids = [id_ for id_, _ in rows]
         with pace.alone(Stage.WRITE):
-            catalog.written(
-                lambda transaction, ids=ids, vectors=vectors: transaction.put_caption_vectors(
-                    encoder_id, ids, vectors
-                )
-            )
+            catalog.written(partial(_store, encoder_id=encoder_id, ids=ids, vectors=vectors))
         done += len(rows)
     progress(Progress("captions", done, total, pace.remark()))
+
+
+def _store(
+    transaction: Transaction, *, encoder_id: int, ids: list[int], vectors: NDArray[np.float32]
+) -> None:
+    transaction.put_caption_vectors(encoder_id, ids, vectors)

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -350,7 +351,7 @@ class Run:
         while True:
             done = self._embed(shared, todo, contents, gone, done)
             now = Progress("pictures", done + shared.skipped, len(todo), "others are at the rest")
-            if not shared.wait(lambda now=now: self.progress(now)):
+            if not shared.wait(partial(self.progress, now)):
                 break
         self.report.unchanged += shared.skipped
         self.progress(Progress("pictures", len(todo), len(todo)))

@@ -32,6 +32,7 @@ def status_fields(library: Library) -> dict[str, Any]:
         "search": "exact" if exact else "approximate",
         "recall": recall,
         "generation": row.generation,
+        "catalog": catalog.place if catalog.served else None,
         "adapter": None if adapter is None else _adapter_fields(adapter),
         **model_fields(catalog.encoders(), counts.files),
     }

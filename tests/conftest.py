@@ -130,6 +130,19 @@ def address_of_catalog(request: pytest.FixtureRequest) -> Callable[[], Address |
     return server.address
 
 
+@pytest.fixture(
+    scope="session",
+    params=[None, pytest.param("postgresql", marks=pytest.mark.postgresql)],
+    ids=["sqlite", "postgresql"],
+)
+def catalog_url(request: pytest.FixtureRequest) -> str | None:
+    """What a new library is made with: nothing, and then a server's address."""
+    if request.param is None:
+        return None
+    server: Postgres = request.getfixturevalue("postgres")
+    return server.url
+
+
 @pytest.fixture(scope="session")
 def _names_of_compact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("names")

@@ -10,15 +10,17 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 import psycopg
 import pytest
@@ -113,71 +115,86 @@ def free_port() -> int:
 
 
 @contextmanager
-def started(**settings: str) -> Iterator[Postgres]:
-    """A server of these tests' own."""
+def made() -> Iterator[tuple[Callable[[], Postgres], Callable[[], None]]]:
+    """What starts a server of these tests' own, and what stops it; stopped in any case."""
     binaries = find_binaries()
     if binaries is None:
         pytest.skip(MISSING)
     folder = Path(tempfile.mkdtemp(prefix="mmsearch-postgres-", dir="/tmp"))
+    port = free_port()
+    running: list[subprocess.Popen[bytes]] = []
+
+    def start() -> Postgres:
+        running.append(_process(binaries, folder, port))
+        url = f"postgresql+psycopg://tester:{quote(PASSWORD, safe='')}@127.0.0.1:{port}/postgres"
+        server = Postgres(url, folder)
+        _wait_for(server, running[-1])
+        return server
+
+    def stop() -> None:
+        while running:
+            process = running.pop()
+            process.send_signal(signal.SIGINT)  # fast: connections are cut
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
     try:
-        folder.chmod(0o755)
-        data, secret = folder / "data", folder / "password"
-        data.mkdir()
-        secret.write_text(PASSWORD)
-        if os.getuid() == 0:
-            for path in (data, secret, folder):
-                shutil.chown(path, owner())
-        environment = {name: value for name, value in os.environ.items() if name[:2] != "PG"}
-        subprocess.run(
-            [
-                *as_another_user(), binaries / "initdb", "-D", data, "--username=tester",
-                f"--pwfile={secret}", "--auth-host=scram-sha-256", "--auth-local=trust",
-                "--encoding=UTF8", "--locale=C.UTF-8", "--no-sync", "--no-instructions",
-            ],
-            check=True, capture_output=True, cwd="/", env=environment,
-        )  # fmt: skip
-        with running(binaries, folder, free_port(), environment, SETTINGS | settings) as server:
-            yield server
+        _initialise(binaries, folder)
+        yield start, stop
     finally:
+        stop()
         shutil.rmtree(folder, ignore_errors=True)
 
 
-@contextmanager
-def running(
-    binaries: Path, folder: Path, port: int, environment: dict[str, str], settings: dict[str, str]
-) -> Iterator[Postgres]:
-    """A server that runs on a folder that was made, and is stopped at the end."""
-    options = [part for item in settings.items() for part in ("-c", "=".join(item))]
+def _environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name[:2] != "PG"}
+
+
+def _initialise(binaries: Path, folder: Path) -> None:
+    folder.chmod(0o755)
+    data, secret = folder / "data", folder / "password"
+    data.mkdir()
+    secret.write_text(PASSWORD)
+    if os.getuid() == 0:
+        for path in (data, secret, folder):
+            shutil.chown(path, owner())
+    subprocess.run(
+        [
+            *as_another_user(), binaries / "initdb", "-D", data, "--username=tester",
+            f"--pwfile={secret}", "--auth-host=scram-sha-256", "--auth-local=trust",
+            "--encoding=UTF8", "--locale=C.UTF-8", "--no-sync", "--no-instructions",
+        ],
+        check=True, capture_output=True, cwd="/", env=_environment(),
+    )  # fmt: skip
+
+
+def _process(binaries: Path, folder: Path, port: int) -> subprocess.Popen[bytes]:
+    options = [part for item in SETTINGS.items() for part in ("-c", "=".join(item))]
     with (folder / "log").open("ab") as log:
-        process = subprocess.Popen(
+        return subprocess.Popen(
             [
                 *as_another_user(), binaries / "postgres", "-D", folder / "data",
                 "-c", "listen_addresses=127.0.0.1", "-p", str(port), "-k", str(folder), *options,
             ],
-            stdout=log, stderr=log, cwd="/", env=environment,
+            stdout=log, stderr=log, cwd="/", env=_environment(),
         )  # fmt: skip
-    try:
-        password = PASSWORD.replace(":", "%3A").replace("/", "%2F").replace(" ", "%20")
-        url = f"postgresql+psycopg://tester:{password}@127.0.0.1:{port}/postgres"
-        server = Postgres(url, folder)
-        end = time.monotonic() + 60
-        while True:
-            try:
-                server.connect().close()
-            except psycopg.OperationalError:
-                if process.poll() is not None or time.monotonic() > end:
-                    raise AssertionError((folder / "log").read_text()) from None
-                time.sleep(0.1)
-            else:
-                break
-        yield server
-    finally:
-        process.send_signal(2)  # fast: connections are cut
+
+
+def _wait_for(server: Postgres, process: subprocess.Popen[bytes]) -> None:
+    end = time.monotonic() + 60
+    while True:
         try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+            server.connect().close()
+        except psycopg.OperationalError:
+            if process.poll() is not None or time.monotonic() > end:
+                assert server.data is not None
+                raise AssertionError((server.data / "log").read_text()) from None
+            time.sleep(0.1)
+        else:
+            return
 
 
 @contextmanager
@@ -187,5 +204,5 @@ def postgres_of_tests() -> Iterator[Postgres]:
     if given:
         yield Postgres(given, None)
     else:
-        with started() as server:
-            yield server
+        with made() as (start, _):
+            yield start()

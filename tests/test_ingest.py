@@ -2,13 +2,13 @@ from __future__ import annotations
 
 import os
 import shutil
-import sqlite3
 from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from sqlalchemy import select
 
 import mmsearch
 from mmsearch.errors import (
@@ -19,6 +19,7 @@ from mmsearch.errors import (
     StorageError,
 )
 from mmsearch.retrieval import reading
+from mmsearch.retrieval.catalog import tables
 from mmsearch.retrieval.ingest import IndexReport, index
 from mmsearch.retrieval.library import Library
 from mmsearch.retrieval.schema import Target
@@ -48,19 +49,33 @@ def counts(report: IndexReport) -> tuple[int, int, int, int, int]:
 
 def rows(photos: Path) -> list[tuple[object, ...]]:
     """Everything the catalog says about files, vectors and captions, but for times of indexing."""
-    with closing(sqlite3.connect(photos / ".mmsearch" / "catalog.sqlite")) as connection:
-        connection.text_factory = bytes
-        return connection.execute(
-            """
-            SELECT file.id, caption.id, path, size, mtime_ns, sha256, width, height,
-                   orientation, taken_at, latitude, camera, sidecars, file_vector.vector,
-                   caption.text, caption.source, caption_vector.vector
-            FROM file JOIN file_vector ON file_vector.file_id = file.id
-            LEFT JOIN caption ON caption.file_id = file.id
-            LEFT JOIN caption_vector ON caption_vector.caption_id = caption.id
-            ORDER BY path, caption.text
-            """
-        ).fetchall()
+    file, caption = tables.file.c, tables.caption.c
+    vector, text_vector = tables.file_vector.c, tables.caption_vector.c
+    joined = (
+        tables.file.join(tables.file_vector, vector.file_id == file.id)
+        .outerjoin(tables.caption, caption.file_id == file.id)
+        .outerjoin(tables.caption_vector, text_vector.caption_id == caption.id)
+    )
+    columns = (
+        file.id, caption.id, file.path, file.size, file.mtime_ns, file.sha256, file.width,
+        file.height, file.orientation, file.taken_at, file.latitude, file.camera, file.sidecars,
+        vector.vector, caption.text, caption.source, text_vector.vector,
+    )  # fmt: skip
+    statement = select(*columns).select_from(joined).order_by(file.path, caption.text)
+    with closing(Library.open(photos)) as library, library.catalog._connect() as connection:
+        return [tuple(row) for row in connection.execute(statement)]
+
+
+in_its_folder = pytest.mark.parametrize("catalog_url", [None], indirect=True)
+"""Of libraries that no server keeps."""
+
+
+@pytest.fixture
+def photos(photos: Path, catalog_url: str | None) -> Path:
+    """The folder, of whose library nothing is there but, where a server keeps it, where that is."""
+    if catalog_url is not None:
+        Library.create(photos, catalog=catalog_url).close()
+    return photos
 
 
 def test_first_run_adds_everything_and_the_second_reads_nothing(
@@ -175,12 +190,14 @@ def test_retry_reads_bad_files_again(photos: Path, encoder: ColourEncoder) -> No
     index(photos, model=encoder)
     stat = (photos / "empty.png").stat()
     # The same size and time, yet readable now: as when a codec was missing.
-    catalog = photos / ".mmsearch" / "catalog.sqlite"
-    with closing(sqlite3.connect(catalog)) as connection, connection:
+    with (
+        closing(Library.open(photos)) as library,
+        library.catalog._connect(immediate=True) as connection,
+    ):
         draw(photos / "empty.png", "red")
         os.utime(photos / "empty.png", ns=(stat.st_mtime_ns, stat.st_mtime_ns))
         size = (photos / "empty.png").stat().st_size
-        connection.execute("UPDATE problem SET size = ?", (size,))
+        connection.execute(tables.problem.update().values(size=size))
     assert index(photos, model=encoder).problems == 1
     report = index(photos, model=encoder, retry=True)
     assert (report.added, report.problems) == (1, 0)
@@ -252,7 +269,8 @@ def test_interrupted_run_continues_to_the_same_catalog(
         draw(photos / f"more/{i:02}.png", colour, (33 + i, 40))
         (photos / f"more/{i:02}.txt").write_text(f"a {colour} card, number {i}")
     other = tmp_path / "uninterrupted"
-    shutil.copytree(photos, other, copy_function=shutil.copy2)
+    ignored = shutil.ignore_patterns(".mmsearch")
+    shutil.copytree(photos, other, copy_function=shutil.copy2, ignore=ignored)
     index(other, model=ColourEncoder())
 
     with pytest.raises(KeyboardInterrupt):
@@ -335,6 +353,7 @@ def test_originals_are_never_written_to(photos: Path, encoder: ColourEncoder) ->
     }
 
 
+@in_its_folder
 def test_library_of_a_read_only_folder_lives_in_the_users_directory(
     photos: Path, encoder: ColourEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -433,6 +452,7 @@ def test_caption_search_without_captions_finds_nothing(
         assert (results.hits, results.considered) == ((), 0)
 
 
+@in_its_folder
 @pytest.mark.parametrize("name", [b"2019 #1", b"what?", b"odd%20name", b"caf\xe9", b"a&b='c'"])
 def test_any_folder_name_keeps_its_library_to_itself(
     name: bytes, photos: Path, encoder: ColourEncoder
@@ -482,6 +502,7 @@ def test_a_caption_that_two_sources_give_counts_once_and_outlives_one(
     assert index(photos, model=encoder).captions == 2
 
 
+@in_its_folder
 def test_something_in_the_librarys_place_is_named(photos: Path, encoder: ColourEncoder) -> None:
     (photos / ".mmsearch").write_text("a file of somebody's")
     with pytest.raises(StorageError, match=r"\.mmsearch cannot be made"):
@@ -489,6 +510,7 @@ def test_something_in_the_librarys_place_is_named(photos: Path, encoder: ColourE
     assert (photos / ".mmsearch").read_text() == "a file of somebody's"
 
 
+@in_its_folder
 def test_an_unfinished_catalog_is_no_library_yet(photos: Path, encoder: ColourEncoder) -> None:
     (photos / ".mmsearch").mkdir()
     (photos / ".mmsearch" / "catalog.sqlite").touch()

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psycopg
 import pytest
 
 import mmsearch
@@ -37,7 +36,7 @@ from mmsearch.retrieval.library import Library
 from mmsearch.retrieval.library_config import LibraryConfig
 from mmsearch.retrieval.schema import Target
 from tests.conftest import COLOURS, ColourEncoder, draw
-from tests.postgres_server import Postgres, find_binaries, free_port, running, started
+from tests.postgres_server import Postgres, made
 
 pytestmark = pytest.mark.postgresql
 
@@ -230,7 +229,7 @@ def test_an_old_server_and_a_later_schema_are_refused(
     with pytest.raises(StorageError, match="mmsearch needs 99 or later"):
         Library.open(photos)
     monkeypatch.undo()
-    with closing(Library.open(photos)) as library:
+    with closing(Library.open(photos)) as library:  # noqa: SIM117
         with library.catalog._connect(immediate=True) as connection:
             connection.exec_driver_sql("INSERT INTO migration VALUES ('m999_future', '')")
     with pytest.raises(LibraryTooNew, match="m999_future"):
@@ -332,3 +331,324 @@ def test_who_waits_is_let_in(photos: Path, encoder: ColourEncoder, postgres: Pos
 def test_slots_are_far_apart() -> None:
     places = [advisory.place_of(slot) for slot in range(8)]
     assert places == [0, 1 / 2, 1 / 4, 3 / 4, 1 / 8, 5 / 8, 3 / 8, 7 / 8]
+
+
+# Real processes.
+
+PICTURES = 150
+
+
+def command(*arguments: str | Path) -> list[str]:
+    return [sys.executable, "-m", "mmsearch.cli", *map(str, arguments)]
+
+
+def run_json(*arguments: str | Path) -> Any:
+    done = subprocess.run(command(*arguments, "--json"), capture_output=True, text=True)
+    assert done.returncode in (0, 3), done.stderr  # 3: nothing clearly matches
+    return json.loads(done.stdout)
+
+
+def draw_many(folder: Path, count: int = PICTURES) -> Path:
+    """Small pictures, no two the same, with captions beside some."""
+    chance = np.random.default_rng(3)
+    names = [*COLOURS]
+    for number in range(count):
+        name = names[number % len(names)]
+        below = f"{2015 + number % 7}/" if number % 5 else ""
+        stem = f"{below}{name} holiday {number:03}" if number % 3 else f"{below}IMG_{number:04}"
+        size = (40 + int(chance.integers(0, 60)), 40 + number // 5)
+        draw(folder / f"{stem}.png", name, size)
+        if number % 4 == 0:
+            (folder / f"{stem}.txt").write_text(f"a {name} wall in picture {number}\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return draw_many(tmp_path_factory.mktemp("many") / "photos")
+
+
+@pytest.fixture(scope="module")
+def stored(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The pictures in a library in its own folder."""
+    folder = tmp_path_factory.mktemp("stored") / "photos"
+    shutil.copytree(pictures, folder)
+    index(folder)
+    return folder
+
+
+def facts(folder: Path) -> dict[str, Any]:
+    """What a catalog says of its pictures, whatever their ids are."""
+    with closing(Library.open(folder)) as library:
+        catalog = library.catalog
+        row = catalog.library()
+        assert row.encoder_id is not None
+        assert row.encoder is not None
+        known = catalog.known_files(row.encoder_id)
+        vectors = catalog.stored_vectors(
+            Target.IMAGES, row.encoder_id, row.encoder.dim, [file.id for file in known.values()]
+        )
+        paths = {file.id: path for path, file in known.items()}
+        assert catalog.words_damage() == []
+        assert catalog.count_captions_to_embed(row.encoder_id) == 0
+        return {
+            "pictures": {path: vectors[file.id] for path, file in known.items()},
+            "captions": sorted((paths[of], text) for _, of, text in catalog.captions()),
+            "counts": catalog.counts(),
+        }
+
+
+def same_pictures(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
+    assert ours["counts"] == theirs["counts"]
+    assert ours["captions"] == theirs["captions"]
+    assert ours["pictures"].keys() == theirs["pictures"].keys()
+    for path, vector in ours["pictures"].items():
+        # The last bits depend on which pictures share a batch.
+        first, second = (
+            np.frombuffer(each, "<f2").astype(float) for each in (vector, theirs["pictures"][path])
+        )
+        assert first @ second / np.linalg.norm(first) / np.linalg.norm(second) > 0.999, path
+
+
+def indexed(folder: Path) -> int:
+    try:
+        with closing(Library.open(folder)) as library:
+            return library.catalog.counts().files
+    except (LibraryNotFound, StorageError):
+        return 0
+
+
+def test_two_processes_index_one_library_at_once(
+    stored: Path, pictures: Path, postgres: Postgres, tmp_path: Path
+) -> None:
+    folder = tmp_path / "photos"
+    shutil.copytree(pictures, folder)
+    Library.create(folder, catalog=postgres.url).close()
+    processes = [
+        subprocess.Popen(
+            command("index", folder, "--json"),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    outputs = [process.communicate(timeout=300) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    reports = [json.loads(output) for output, _ in outputs]
+    assert [report["files"] for report in reports] == [PICTURES] * 2
+    assert sum(report["added"] for report in reports) == PICTURES
+    # No picture was embedded twice.
+    assert sum(report["embedded"] for report in reports) == PICTURES
+    same_pictures(facts(folder), facts(stored))
+
+
+def test_what_a_killed_process_leaves_the_other_finishes(
+    stored: Path, pictures: Path, postgres: Postgres, tmp_path: Path
+) -> None:
+    folder = tmp_path / "photos"
+    shutil.copytree(pictures, folder)
+    Library.create(folder, catalog=postgres.url).close()
+    processes = [
+        subprocess.Popen(
+            command("index", folder, "--json"),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    end = time.monotonic() + 120
+    while indexed(folder) < 32 and time.monotonic() < end:
+        time.sleep(0.05)
+    killed, left = processes
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    assert killed.returncode == -signal.SIGKILL, "it was too fast"
+    output, errors = left.communicate(timeout=300)
+    assert left.returncode == 0, errors
+    report = json.loads(output)
+    assert report["files"] == PICTURES
+    assert report["embedded"] < PICTURES
+    same_pictures(facts(folder), facts(stored))
+    # Nothing holds the library any more.
+    with closing(Library.open(folder)) as library, library.indexing():
+        pass
+
+
+QUESTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("a red wall", {}),
+    ("IMG_0042", {}),
+    ("holiday 2017", {"k": 20}),
+    ("green", {"where": "folder LIKE '201%' AND width > 50"}),
+    ("blue wall", {"to": "captions"}),
+    ("red", {"where": "name LIKE 'RED%'", "sort": "name"}),
+    ("yellow wall NOT red", {}),
+    ("white", {"sort": "size", "descending": True, "where": "modified > '2001' AND NOT ext='gif'"}),
+)
+
+
+def test_answers_are_those_of_a_library_in_its_folder(
+    stored: Path, pictures: Path, postgres: Postgres, tmp_path: Path
+) -> None:
+    folder = tmp_path / "photos"
+    shutil.copytree(pictures, folder)
+    # The same order makes the same batches, and those the same vectors.
+    assert run_json("index", folder, "--catalog", postgres.url)["embedded"] == PICTURES
+    assert facts(folder) == facts(stored)
+    with mmsearch.open(folder) as ours, mmsearch.open(stored) as theirs:
+        for text, options in QUESTIONS:
+            answers = [engine.search(text, **options).to_json() for engine in (ours, theirs)]
+            assert compared(answers[0], folder) == compared(answers[1], stored), text
+    asked = ("holiday", "--where", "name LIKE '%GREEN%'", "--all")
+    answers = [run_json("query", *asked, "--library", each) for each in (folder, stored)]
+    assert len(answers[0]["hits"]) > 5
+    assert compared(answers[0], folder) == compared(answers[1], stored)
+    status = [run_json("status", "--library", library) for library in (folder, stored)]
+    assert status[0].pop("catalog").startswith("postgresql+psycopg://127.0.0.1")
+    assert status[1].pop("catalog") is None
+    assert compared(status[0], folder) == compared(status[1], stored)
+
+
+def compared(answer: Any, library: Path) -> Any:
+    """An answer without where the library is and what it took."""
+    if isinstance(answer, dict):
+        kept = {key: value for key, value in answer.items() if not key.endswith("_ms")}
+        return {key: compared(value, library) for key, value in kept.items()}
+    if isinstance(answer, list):
+        return [compared(each, library) for each in answer]
+    return answer.replace(str(library), "") if isinstance(answer, str) else answer
+
+
+def test_threads_share_a_library(
+    tmp_path: Path, postgres: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Small batches, so that each has its part; copies and broken files among the pictures."""
+    folder = draw_many(tmp_path / "photos", 200)
+    shutil.copyfile(folder / "IMG_0000.png", folder / "zz copy.png")
+    (folder / "broken.jpg").write_bytes(b"no picture")
+    Library.create(folder, catalog=postgres.url).close()
+    encoders = [Slow() for _ in range(3)]
+    together = threading.Barrier(3)
+    reports: list[Any] = []
+
+    def run(encoder: Slow) -> None:
+        together.wait()
+        reports.append(index(folder, model=encoder))
+
+    threads = [threading.Thread(target=run, args=(encoder,)) for encoder in encoders]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    assert [(report.files, report.problems) for report in reports] == [(201, 1)] * 3
+    assert sum(report.added for report in reports) == 201
+    assert all(encoder.embedded_images > 0 for encoder in encoders)
+    # A copy, in a block of its own, may have been in flight at the same time.
+    assert 200 <= sum(encoder.embedded_images for encoder in encoders) <= 201
+    with closing(Library.open(folder)) as library:
+        assert library.catalog.words_damage() == []
+        assert library.catalog.counts().vectors == 201
+
+
+class Slow(ColourEncoder):
+    """Takes its time, as encoders do."""
+
+    def _encode_pixels(self, pixels: np.ndarray) -> np.ndarray:
+        time.sleep(0.02)
+        return super()._encode_pixels(pixels)
+
+
+def test_runs_at_once_move_and_remove_what_changed(tmp_path: Path, postgres: Postgres) -> None:
+    folder = draw_many(tmp_path / "photos", 120)
+    assert index(folder, model=ColourEncoder(), catalog=postgres.url).added == 120
+    moved = [*sorted(folder.rglob("*.png"))[:60]]
+    for number, path in enumerate(moved):
+        path.rename(folder / f"moved {number:02}.png")
+    gone = sorted(folder.rglob("*.png"))[-5:]
+    for path in gone:
+        path.unlink()
+    encoders = [Slow(), Slow()]
+    reports: list[Any] = []
+    threads = [
+        threading.Thread(target=lambda e=encoder: reports.append(index(folder, model=e)))
+        for encoder in encoders
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    assert [report.files for report in reports] == [115, 115]
+    assert sum(report.removed for report in reports) == 5
+    assert sum(report.moved for report in reports) == 60
+    assert sum(encoder.embedded_images for encoder in encoders) == 0
+    with closing(Library.open(folder)) as library:
+        known = library.catalog.known_files(1)
+        assert sorted(known) == sorted(
+            path.relative_to(folder).as_posix() for path in folder.rglob("*.png")
+        )
+
+
+# Connections that are cut.
+
+
+class Cutting(ColourEncoder):
+    """Has something done when half of the pictures are embedded."""
+
+    def __init__(self, act: Any) -> None:
+        super().__init__()
+        self._act = act
+
+    def _encode_pixels(self, pixels: np.ndarray) -> np.ndarray:
+        if self._act is not None and self.embedded_images >= 24:
+            act, self._act = self._act, None
+            act()
+        return super()._encode_pixels(pixels)
+
+
+def cut_all(postgres: Postgres) -> int:
+    """End every connection of this process as an administrator does."""
+    with postgres.connect() as connection:
+        return len(
+            connection.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                "WHERE application_name LIKE %s AND pid <> pg_backend_pid()",
+                (f"% {os.getpid()}@%",),
+            ).fetchall()
+        )
+
+
+def test_a_run_goes_on_where_its_connections_were_cut(
+    tmp_path: Path, postgres: Postgres, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = draw_many(tmp_path / "photos", 60)
+    encoder = Cutting(lambda: cut_all(postgres))
+    report = index(folder, model=encoder, catalog=postgres.url)
+    assert (report.files, encoder.embedded_images) == (60, 60)
+    assert "was cut" in caplog.text
+    assert "Trying again" in caplog.text
+    with closing(Library.open(folder)) as library:
+        assert library.catalog.words_damage() == []
+        # What was held by the connection that was cut is held by nobody.
+        with library.indexing():
+            pass
+
+
+def test_a_server_that_goes_away_is_one_line_and_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped in the middle of a run, and started again for the next one."""
+    folder = draw_many(tmp_path / "photos", 60)
+    monkeypatch.setattr(catalog_store, "PAUSES_S", (0.1, 0.1))
+    with made() as (start, stop):
+        server = start()
+        with pytest.raises(ConnectionLost, match=r"cannot be reached|was cut") as told:
+            index(folder, model=Cutting(stop), catalog=server.url)
+        assert "\n" not in str(told.value)
+        assert "not a secret" not in str(told.value)
+        assert start().url == server.url
+        before = indexed(folder)
+        assert 0 < before < 60
+        encoder = ColourEncoder()
+        assert index(folder, model=encoder).files == 60
+        assert encoder.embedded_images == 60 - before

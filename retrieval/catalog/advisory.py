@@ -12,11 +12,12 @@ import math
 import socket
 import time
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-from mmsearch.errors import LibraryLocked
+from mmsearch.errors import ConnectionLost, LibraryLocked
 from mmsearch.retrieval.writer_lock import Holder
 
 if TYPE_CHECKING:
@@ -189,19 +190,23 @@ class Claims:
     is committed is checked again anyway.
     """
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: Server, patiently: Callable[[Callable[[], bool]], bool]) -> None:
+        """Name the server, and what does things again when a connection was cut."""
         self._server = server
+        self._patiently = patiently
         self._connection: Connection | None = None
         self._lock = Lock()
 
     def take(self, block: str) -> bool:
         """Take a block, called after its first path; say whether it was free."""
-        return self._asked("SELECT pg_try_advisory_lock(%s, %s)", block)
+        return self._patiently(lambda: self._asked("SELECT pg_try_advisory_lock(%s, %s)", block))
 
     def free(self, blocks: Iterable[str]) -> None:
         """Let others have blocks again."""
-        for block in blocks:
-            self._asked("SELECT pg_advisory_unlock(%s, %s)", block)
+        # What was cut holds none any more.
+        with suppress(ConnectionLost):
+            for block in blocks:
+                self._asked("SELECT pg_advisory_unlock(%s, %s)", block)
 
     def close(self) -> None:
         """Let others have all of them."""

@@ -11,7 +11,7 @@ import sqlite3
 import time
 import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -168,6 +168,7 @@ class Catalog:
         self._own = local()
         self._run: RunLock | None = None
         # What differs is chosen once, here.
+        self._errors: Callable[[], AbstractContextManager[None]]
         if server is None:
             self._errors = partial(as_mmsearch_errors, path)
             self._writing: dict[str, Any] = {"immediate": True}
@@ -332,7 +333,7 @@ class Catalog:
             return None
         from mmsearch.retrieval.catalog.advisory import Claims
 
-        return Claims(self._server)
+        return Claims(self._server, self.patiently)
 
     @classmethod
     def salvaged(cls, damaged: Path, fresh: Path) -> Salvaged:

@@ -8,7 +8,7 @@ is in each and how long each is gives BM25, computed as FTS5 computes it, to the
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -106,10 +106,11 @@ def damage(connection: Connection) -> list[str]:
     """Return which of both tables do not say what the catalog says."""
     wrong = []
     totals = _totals(connection)
-    for table, statement, texts_of in (
+    checks: tuple[tuple[str, str, Callable[[Sequence[Any]], list[str]]], ...] = (
         ("caption_word", _CHECK_CAPTIONS, lambda row: [text_of(row[0])]),
         ("file_word", _CHECK_FILES, lambda row: [*_file_words(*row[:3]).values()]),
-    ):
+    )
+    for table, statement, texts_of in checks:
         letters = "D" if table == "caption_word" else LETTERS
         count = length = 0
         same = True
