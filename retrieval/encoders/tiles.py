@@ -120,7 +120,7 @@ class Tiled(Encoder):
             return vectors
         starts = np.cumsum([0, *counts[:-1]])
         # Those that are whole stay what they are, to the last bit.
-        found = vectors[starts]
+        found: NDArray[np.float32] = vectors[starts]
         means = unit_rows(np.add.reduceat(vectors, starts))
         several = np.array(counts) > 1
         found[several] = means[several]
