@@ -2,10 +2,10 @@
 
 Photos are put side by side (or one above the other), and each is asked for with its captions. Ways:
 the middle cut out, as CLIP's transform does; the whole squeezed into the square, as `compact` does;
-the whole on grey; the mean of the vectors of overlapping squares; the best of these vectors, which
-takes several vectors a picture. Recall among the panoramas alone, and with ordinary photos beside
-them; what the ways do to those who ask for the ordinary photos. 95 % bootstrap intervals over
-photos, of the difference to squeezing.
+the whole on grey; the mean of the vectors of overlapping squares, as `tiles:` before a model's name
+does; the best of these vectors, which takes several vectors a picture. Recall among the panoramas
+alone, and with ordinary photos beside them; what the ways do to those who ask for the ordinary
+photos. 95 % bootstrap intervals over photos, of the difference to squeezing, and to the middle.
 
 usage: python bench_panoramas.py DATA [--model compact]
 DATA holds val.tsv (path, caption), images/ and demo_photos/ with captions.tsv (image, caption).
@@ -77,10 +77,6 @@ def squares(image: Image.Image) -> list[Image.Image]:
     return [image.crop((0, at, side, at + side)) for at in starts]
 
 
-def unit(rows: Vectors) -> Vectors:
-    return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
-
-
 def scores(texts: Vectors, pictures: list[Vectors]) -> Vectors:
     """Of every text with every picture: the best of its vectors."""
     return np.stack([(texts @ each.T).max(axis=1) for each in pictures], axis=1)
@@ -110,6 +106,7 @@ def main() -> None:
     parser.add_argument("--model", default="compact")
     options = parser.parse_args()
     data, encoder = options.data, mmsearch.load_encoder(options.model)
+    whole = mmsearch.load_encoder(f"tiles:{options.model}")
 
     captions = captions_of(data / "demo_photos" / "captions.tsv", "image")
     photos = {name: load_rgb(data / "demo_photos" / name) for name in sorted(captions)}
@@ -130,7 +127,7 @@ def main() -> None:
             "squeezed": list(encoder.encode_images(panoramas)[:, None]),
             "middle": list(encoder.encode_images([middle(each) for each in panoramas])[:, None]),
             "on grey": list(encoder.encode_images([on_grey(each) for each in panoramas])[:, None]),
-            "mean of squares": [unit(each.mean(axis=0, keepdims=True)) for each in tiled],
+            "mean of squares": list(whole.encode_images(panoramas)[:, None]),
             "best of squares": tiled,
         }
         questions = [
@@ -150,24 +147,29 @@ def main() -> None:
             "questions": len(questions),
             "mean aspect": round(float(np.mean([max(p.size) / min(p.size) for p in panoramas])), 1),
         }
-        base: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None
+        ranks: dict[str, tuple[NDArray[np.int64], NDArray[np.int64]]] = {}
         for way, vectors in ways.items():
             among = scores(texts, vectors)
             own = among[np.arange(len(texts)), target][:, None]
             alone = 1 + (among > own).sum(axis=1)
-            mixed = alone + (far > own).sum(axis=1)
+            ranks[way] = alone, alone + (far > own).sum(axis=1)
+        for way, vectors in ways.items():
+            alone, mixed = ranks[way]
             # Those who ask for an ordinary photo: how often panoramas come before it.
             theirs = 1 + (beside > own_beside).sum(axis=1)
             theirs += (scores(asked_others, vectors) > own_beside).sum(axis=1)
-            base = base or (alone, mixed)
             told[way] = {
                 "vectors a panorama": round(float(np.mean([len(each) for each in vectors])), 1),
                 "alone R@1": recall(alone, 1),
                 "alone R@10": recall(alone, 10),
-                "alone R@10, gain": gain(alone, base[0], photo, 10),
+                "alone R@10, gain": gain(alone, ranks["squeezed"][0], photo, 10),
+                "alone R@10, gain over the middle": gain(alone, ranks["middle"][0], photo, 10),
                 "among ordinary R@1": recall(mixed, 1),
                 "among ordinary R@10": recall(mixed, 10),
-                "among ordinary R@10, gain": gain(mixed, base[1], photo, 10),
+                "among ordinary R@10, gain": gain(mixed, ranks["squeezed"][1], photo, 10),
+                "among ordinary R@10, gain over the middle": gain(
+                    mixed, ranks["middle"][1], photo, 10
+                ),
                 "ordinary photos R@10": recall(theirs, 10),
             }
         figures[f"{count} photos {'above each other' if tall else 'side by side'}"] = told

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mmsearch.errors import ModelError
 from mmsearch.retrieval.encoders.base import Encoder
-from mmsearch.retrieval.encoders.sources import absolute, is_source
+from mmsearch.retrieval.encoders.sources import TILES, absolute, is_source
 
 __all__ = ["DEFAULT_MODEL", "Encoder", "load_encoder"]
 
@@ -25,6 +25,7 @@ def load_encoder(name: str | Path | Encoder = DEFAULT_MODEL, *, asking: bool = F
     the extra `models` once: they are exported to ONNX when first used (see `exported`), and torch
     is loaded after that only where there is a GPU. `int8:` before such a name stores the weights
     as bytes: a smaller and coarser encoder, whose vectors are not comparable with the whole one's.
+    `tiles:` before any name shows long pictures to the encoder in parts, see `tiles`.
 
     Opening a folder is cheap: a tower is loaded when it is first used.
 
@@ -38,6 +39,10 @@ def load_encoder(name: str | Path | Encoder = DEFAULT_MODEL, *, asking: bool = F
     """
     if isinstance(name, Encoder):
         return name
+    if str(name).startswith(TILES):
+        from mmsearch.retrieval.encoders.tiles import Tiled
+
+        return Tiled(load_encoder(str(name).removeprefix(TILES), asking=asking))
     if is_source(str(name)):
         from mmsearch.retrieval.encoders import exported
 

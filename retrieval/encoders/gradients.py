@@ -26,7 +26,7 @@ import torch
 from torch import nn
 
 from mmsearch.errors import ModelError
-from mmsearch.retrieval.encoders.sources import load_dual_encoder, split_quantize
+from mmsearch.retrieval.encoders.sources import TILES, load_dual_encoder, split_quantize
 from mmsearch.retrieval.encoders.torch_encoder import TorchEncoder
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def model_of(encoder: Encoder) -> DualEncoder:
     """
     if isinstance(encoder, TorchEncoder):
         return encoder.model
-    return load_dual_encoder(split_quantize(encoder.location)[1])
+    return load_dual_encoder(split_quantize(encoder.location.removeprefix(TILES))[1])
 
 
 def gradient_map(

@@ -8,7 +8,8 @@
     FILE.json                                 the same, in more words
     FOLDER                                    what training wrote
 
-As an encoder, `open_clip:` and `hf:` may follow `int8:`, which stores the weights as bytes.
+As an encoder, `open_clip:` and `hf:` may follow `int8:`, which stores the weights as bytes, and any
+of them `tiles:`, which shows long pictures to it in parts.
 
 Nothing here imports torch until a model is opened.
 """
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from mmsearch.retrieval.encoders.dual_encoder import DualEncoder, Towers
 
 __all__ = [
+    "TILES",
     "absolute",
     "build_towers",
     "is_source",
@@ -54,6 +56,8 @@ _NAMED = ("open_clip", "hf", "timm")
 
 _UNREADABLE = (AttributeError, KeyError, OSError, RuntimeError, TypeError, ValueError)
 """What the model libraries raise for files that they do not understand."""
+
+TILES = "tiles:"
 
 _INT8, _LOCAL, _HUB = "int8:", "local-dir:", "hf-hub:"
 
