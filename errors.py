@@ -9,6 +9,8 @@ A message says what happened, what was expected and what to do about it; faces p
     - LibraryTooNew       made by a later version of mmsearch
     - ModelMismatch       built with another encoder than the one asked for
     - StorageError        the disk is full, read-only or damaged
+    - StoreError          what searches the vectors elsewhere refuses, or holds something else
+      + StoreUnavailable  nobody answers there, or not in time; to be tried again
   x SourceError           a folder to index, a captions file or a pairs file cannot be used
   x ModelError            an encoder is unknown, incomplete or altered
   x TrainingError         a training cannot start or go on
@@ -46,6 +48,8 @@ __all__ = [
     "ServerUnreachable",
     "SourceError",
     "StorageError",
+    "StoreError",
+    "StoreUnavailable",
     "TokenRefused",
     "TrainingError",
     "quoted",
@@ -85,6 +89,14 @@ class ModelMismatch(LibraryError):
 
 class StorageError(LibraryError):
     """The disk is full, read-only or damaged."""
+
+
+class StoreError(LibraryError):
+    """What searches a library's vectors elsewhere refuses, or holds something else."""
+
+
+class StoreUnavailable(StoreError):
+    """Nobody answers where the vectors are searched, or not in time; it may be tried again."""
 
 
 class SourceError(MmsearchError):
