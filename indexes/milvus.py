@@ -1,7 +1,8 @@
 """Vectors searched by a Milvus server, or by a cluster of them.
 
-Scores are inner products of the unit vectors as they were given, in single precision; what an index
-of codes returns is compared again with the vectors themselves.
+Scores are inner products of the unit vectors as they were given, in single precision. An index of
+codes names candidates, which are compared again with the vectors that its maker holds: a server
+with local storage (2.3.5) deletes vectors that were read through such an index when it is released.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ ANSWERS_AT_ONCE = 200_000
 """Ids and scores in one message."""
 MORE = 4
 """How many times as many candidates are taken where codes decide which they are."""
+FEWEST = 50
+"""Candidates at least, where codes decide."""
 PART = 10_000
 """Ids in one expression."""
 COMPARED_SHARE = 0.05
@@ -59,6 +62,7 @@ class MilvusIndex(VectorIndex):
         effort: int | None = None,
         recall: float | None = None,
         known_ids: Callable[[], Ids] | None = None,
+        vectors_of: Callable[[Ids], tuple[Ids, Vectors]] | None = None,
         writes: bool = False,
     ) -> None:
         """Take a collection.
@@ -69,6 +73,9 @@ class MilvusIndex(VectorIndex):
             recall: as it was measured with that effort.
             known_ids: returns `int64[n]`, what the collection is known to hold; asked of the
                 server, a page at a time, if not given.
+            vectors_of: called with `int64[m]`, ascending; returns those that have a vector,
+                ascending, and their `float32[m, dim]`. Without it, scores that an index of codes
+                gives are those of the codes.
             writes: whether what this process has written must be seen by it.
         """
         super().__init__(collection.dim)
@@ -76,7 +83,7 @@ class MilvusIndex(VectorIndex):
         self._effort = effort
         self.facts: dict[str, Any] = {}
         self._recall = recall
-        self._known_ids = known_ids
+        self._known_ids, self._vectors_of = known_ids, vectors_of
         self._reading: Consistency = "Session" if writes else "Bounded"
         self._size: int | None = None
 
@@ -122,6 +129,10 @@ class MilvusIndex(VectorIndex):
             self.collection.count(expression, consistency=reading),
             lambda ids: self.collection.those_of(ids, expression, consistency=reading),
         )
+
+    def ids_where(self, expression: str) -> Ids:
+        """Return `int64[n]`, ascending: the ids of the vectors that an expression is true of."""
+        return self.collection.ids(expression, consistency=self._reading)
 
     def upsert(
         self,
@@ -233,7 +244,7 @@ class MilvusIndex(VectorIndex):
         self, queries: Vectors, k: int, effort: int | None, condition: Condition
     ) -> Neighbors:
         if k > DEEPEST:
-            allowed = self.collection.ids(condition.expression, consistency=self._reading)
+            allowed = self.ids_where(condition.expression)
             return self._search_ids(queries, min(k, len(allowed)), allowed)
         share = len(condition) / max(1, len(self))
         wider = self.collection.spec.wider(effort or self.effort, share)
@@ -252,7 +263,7 @@ class MilvusIndex(VectorIndex):
             part = ids[start : start + size]
             depth = min(k, len(part))
             found = self._ask(queries, depth, everything, is_one_of(part))
-            if (found.ids < 0).any():
+            if (found.ids < 0).any() and not (self.collection.spec.lossy and not self._vectors_of):
                 # Some are not there, or a graph gave up before it found them.
                 found = self._compared(queries, depth, part)
             best = _merged(best, found, k)
@@ -260,42 +271,49 @@ class MilvusIndex(VectorIndex):
 
     def _compared(self, queries: Vectors, k: int, ids: Ids) -> Neighbors:
         """Compare each query with the vectors under ids, here."""
-        known, vectors = self.collection.vectors_of(ids, consistency=self._reading)
+        known, vectors = self._vectors(ids)
         scores = queries @ vectors.T
         order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
         return _padded(known[order], np.take_along_axis(scores, order, axis=1), k)
 
+    def _vectors(self, ids: Ids) -> tuple[Ids, Vectors]:
+        if self._vectors_of is not None:
+            there = self.collection.those_of(ids, consistency=self._reading)
+            return self._vectors_of(there)
+        return self.collection.vectors_of(ids, consistency=self._reading)
+
     def _ask(self, queries: Vectors, k: int, effort: int, expression: str) -> Neighbors:
         """Ask the server, in as many messages as that takes; -1 where it has no more."""
-        lossy = self.collection.spec.lossy
-        depth = min(MORE * k, DEEPEST) if lossy else k
-        at_once = max(1, min(1_000, ANSWERS_AT_ONCE // (depth * (self.dim if lossy else 1))))
-        ids = np.full((len(queries), k), -1, dtype=np.int64)
-        scores = np.full((len(queries), k), -np.inf, dtype=np.float32)
+        again = self.collection.spec.lossy and self._vectors_of is not None
+        depth = min(max(MORE * k, FEWEST), DEEPEST) if again else k
+        at_once = max(1, min(1_000, ANSWERS_AT_ONCE // depth))
+        ids = np.full((len(queries), depth), -1, dtype=np.int64)
+        scores = np.full((len(queries), depth), -np.inf, dtype=np.float32)
         for start in range(0, len(queries), at_once):
             some = queries[start : start + at_once]
             found = self.collection.search(
-                some, depth, effort, expression, consistency=self._reading, vectors=lossy
+                some, depth, effort, expression, consistency=self._reading
             )
             for row, hits in enumerate(found, start):
-                if lossy:
-                    hit_ids, hit_scores = _compared_again(queries[row], hits, k)
-                else:
-                    hit_ids, hit_scores = hits.ids, hits.distances
-                ids[row, : len(hit_ids)] = hit_ids
-                scores[row, : len(hit_ids)] = hit_scores
-        return Neighbors(ids, scores)
+                ids[row, : len(hits.ids)] = hits.ids
+                scores[row, : len(hits.ids)] = hits.distances
+        return self._compared_again(queries, ids, k) if again else Neighbors(ids, scores)
 
-
-def _compared_again(query: Vectors, hits: Any, k: int) -> tuple[Ids, Vectors]:  # noqa: ANN401
-    """Return the best of candidates by their vectors, which came with them."""
-    if len(hits) == 0:
-        return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32)
-    vectors = np.array([hit["entity"]["vector"] for hit in hits], dtype=np.float32)
-    ids = np.array([hit["id"] for hit in hits], dtype=np.int64)
-    scores = vectors @ query
-    best = np.argsort(-scores, kind="stable")[:k]
-    return ids[best], scores[best]
+    def _compared_again(self, queries: Vectors, ids: Ids, k: int) -> Neighbors:
+        """Return the best of each query's `int64[q, c]` candidates by their vectors."""
+        assert self._vectors_of is not None
+        known, vectors = self._vectors_of(np.unique(ids[ids >= 0]))
+        if len(known) == 0:
+            return _padded(ids[:, :0], np.empty((len(ids), 0), dtype=np.float32), k)
+        rows = np.minimum(np.searchsorted(known, ids), len(known) - 1)
+        scores = np.einsum("qd,qcd->qc", queries, vectors[rows], dtype=np.float32)
+        scores[known[rows] != ids] = -np.inf
+        order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+        best = Neighbors(
+            np.take_along_axis(ids, order, axis=1), np.take_along_axis(scores, order, axis=1)
+        )
+        best.ids[np.isneginf(best.scores)] = -1
+        return _padded(best.ids, best.scores, k)
 
 
 def _merged(one: Neighbors, other: Neighbors, k: int) -> Neighbors:

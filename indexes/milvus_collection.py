@@ -104,10 +104,11 @@ class Collection:
         """Use `create` or `open`.
 
         Attributes are the arguments: `about` is what its maker wrote, `state` what it was marked
-        with last.
+        with last; and `indexed`, False where changing the index was cut off.
         """
         self.server, self.name, self.dim = server, name, dim
         self.fields, self.about, self.spec, self.state = tuple(fields), about, spec, state
+        self.indexed = True
         self._unseen = False
 
     @classmethod
@@ -197,7 +198,7 @@ class Collection:
             ) from None
         state = (told.get("properties") or {}).get(STATE)
         opened = cls(server, name, dim, fields, about, IndexSpec("flat", {}), state)
-        opened.spec = opened._spec()
+        opened._read_index()
         return opened
 
     def drop(self) -> None:
@@ -245,13 +246,14 @@ class Collection:
             self._call("delete", ids=ids[start : start + IDS_AT_ONCE].tolist())
 
     def settle(self, progress: Progress = lambda *_: None) -> int:
-        """Have everything written to disk and indexed; return how many rows there are.
+        """Have everything written to disk, indexed and searched; return how many rows there are.
 
         Raises:
             StoreError: the index makes no progress.
         """
         self._call("flush", timeout=SLOW_S)
         self._wait_for_index(progress)
+        self.load()
         return self.count(consistency="Strong")
 
     def _wait_for_index(self, progress: Progress) -> None:
@@ -283,10 +285,13 @@ class Collection:
         Raises:
             StoreError: the index makes no progress.
         """
-        if (spec.type, dict(spec.params)) == (self.spec.type, dict(self.spec.params)):
+        same = (spec.type, dict(spec.params)) == (self.spec.type, dict(self.spec.params))
+        if same and self.indexed:
             return
         self._call("release_collection", timeout=SLOW_S)
-        self._call("drop_index", VECTOR)
+        if self.indexed:
+            self._call("drop_index", VECTOR)
+            self.indexed = False
         self.spec = spec
         self._index()
         # What is loaded while its index is made may never be there.
@@ -336,7 +341,10 @@ class Collection:
         return np.unique(np.array(found, dtype=np.int64))
 
     def vectors_of(self, ids: Ids, *, consistency: Consistency) -> tuple[Ids, Vectors]:
-        """Return those of the ids that are there, ascending, and their `float32[n, dim]`."""
+        """Return those of the ids that are there, ascending, and their `float32[n, dim]`.
+
+        To be asked of indexes that hold the vectors only: see `milvus`.
+        """
         found: dict[int, Any] = {}
         for start in range(0, len(ids), self.batch):
             where = is_one_of(ids[start : start + self.batch])
@@ -354,7 +362,6 @@ class Collection:
         expression: str,
         *,
         consistency: Consistency,
-        vectors: bool = False,
     ) -> Any:  # noqa: ANN401 (pymilvus's lists of hits)
         """Return, for each query, the `k` nearest rows of which an expression is true."""
         return self._read(
@@ -364,7 +371,6 @@ class Collection:
             filter=expression,
             limit=k,
             search_params={"metric_type": "IP", "params": self.spec.search_params(effort, k)},
-            output_fields=[VECTOR] if vectors else None,
         )
 
     def _index(self) -> None:
@@ -374,13 +380,15 @@ class Collection:
         )
         # Without `sync` it would wait until the server is done, which for some kinds is never.
         self._call("create_index", params, sync=False)
+        self.indexed = True
 
-    def _spec(self) -> IndexSpec:
-        told = self._call("describe_index", VECTOR) if self._call("list_indexes") else {}
+    def _read_index(self) -> None:
+        self.indexed = bool(self.server.call("list_indexes", self.name))
+        told = self.server.call("describe_index", self.name, VECTOR) if self.indexed else {}
         kinds = {IndexSpec(kind, {}).type: kind for kind in KINDS}
         kind = kinds.get(told.get("index_type", ""), "flat")
         named = {"M", "efConstruction", "nlist", "intermediate_graph_degree", "graph_degree"}
-        return IndexSpec(kind, {name: int(told[name]) for name in named & told.keys()})
+        self.spec = IndexSpec(kind, {name: int(told[name]) for name in named & told.keys()})
 
     def _call(self, method: str, *args: Any, timeout: float | None = None, **how: Any) -> Any:  # noqa: ANN401
         return self.server.call(method, self.name, *args, writing=True, timeout=timeout, **how)

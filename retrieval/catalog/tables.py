@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy import (
+    BigInteger,
     Column,
     DateTime,
     Float,
@@ -36,6 +37,7 @@ __all__ = [
     "metadata",
     "problem",
     "state",
+    "store_state",
     "vector_change",
 ]
 
@@ -183,4 +185,14 @@ vector_change = Table(
     Column("seq", Integer, primary_key=True),
     Column("target", Text, nullable=False),
     Column("id", Integer, nullable=False),
+)
+store_state = Table(
+    "store_state",
+    metadata,
+    Column("collection", Text, primary_key=True),
+    Column("target", Text, nullable=False),
+    Column("stamp", Text),
+    Column("seq", BigInteger, nullable=False),
+    Column("through", BigInteger, nullable=False),
+    Column("facts", Text, nullable=False),
 )
