@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from mmsearch.errors import MediaError, QueryError
+from mmsearch.indexes.base import Condition
 from mmsearch.retrieval import logic
 from mmsearch.retrieval.fusion import calibrated, early, ranks_of, reciprocal_rank, weighted
 from mmsearch.retrieval.schema import Fusion, Query, QueryPart, Target
