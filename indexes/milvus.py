@@ -230,9 +230,7 @@ class MilvusIndex(VectorIndex):
         self._size = None
         return len(ids)
 
-    def _search(
-        self, queries: Vectors, k: int, effort: int | None, among: Ids | None
-    ) -> Neighbors:
+    def _search(self, queries: Vectors, k: int, effort: int | None, among: Ids | None) -> Neighbors:
         effort = effort or self.effort
         if among is not None:
             return self._search_ids(queries, k, among)

@@ -311,6 +311,9 @@ class Collection:
     def ids(self, expression: str = "", *, consistency: Consistency = "Bounded") -> Ids:
         """Return `int64[n]`, ascending: the ids of the rows an expression is true of."""
         where = expression or f"{ID} >= 0"
+        if consistency != "Bounded":
+            # An iterator takes no level; what a question has waited for it sees.
+            self.count(consistency="Strong")
 
         def once() -> list[int]:
             found = self.server.client.query_iterator(
@@ -319,7 +322,6 @@ class Collection:
                 filter=where,
                 output_fields=[ID],
                 timeout=self.server.answer_s,
-                consistency_level="Strong" if consistency == "Session" else consistency,
             )
             ids: list[int] = []
             while some := found.next():

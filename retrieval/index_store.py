@@ -382,7 +382,9 @@ class IndexStore:
             known, vectors = self._vectors(target, row, ids[start : start + ROWS_AT_ONCE])
             both = np.concatenate([scores, queries @ vectors.T], axis=1)
             order = np.argpartition(-both, ASKED - 1, axis=1)[:, :ASKED]
-            named = np.concatenate([best, np.broadcast_to(known, (len(queries), len(known)))], axis=1)
+            named = np.concatenate(
+                [best, np.broadcast_to(known, (len(queries), len(known)))], axis=1
+            )
             best = np.take_along_axis(named, order, axis=1)
             scores = np.take_along_axis(both, order, axis=1)
         return best
@@ -435,7 +437,9 @@ class IndexStore:
 
     def _record(self, target: Target, row: LibraryRow) -> StoreRecord | None:
         name = self._name(target, row)
-        return next((each for each in self._catalog.store_records() if each.collection == name), None)
+        return next(
+            (each for each in self._catalog.store_records() if each.collection == name), None
+        )
 
     def _collection(self, record: StoreRecord) -> Collection:
         collection = Collection.open(self._server, record.collection, writing=True)

@@ -325,7 +325,10 @@ def search_logic(
 
 
 def _near(
-    index: VectorIndex, vectors: NDArray[np.float32], k: int, among: NDArray[np.int64] | Condition | None
+    index: VectorIndex,
+    vectors: NDArray[np.float32],
+    k: int,
+    among: NDArray[np.int64] | Condition | None,
 ) -> NDArray[np.int64]:
     """Return the ascending ids of what is near to any of the vectors."""
     near = index.search(vectors, k, among=among).ids

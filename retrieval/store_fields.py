@@ -141,7 +141,9 @@ def _said(filter_: Filter, *, negated: bool) -> str:
         case Not(item):
             return _said(item, negated=not negated)
         case Between(column, low, high):
-            both = And((Compare(column, Operator.AT_LEAST, low), Compare(column, Operator.AT_MOST, high)))
+            both = And(
+                (Compare(column, Operator.AT_LEAST, low), Compare(column, Operator.AT_MOST, high))
+            )
             return _said(both, negated=negated)
         case OneOf(column, values_):
             equal = tuple(Compare(column, Operator.EQUAL, value) for value in values_)
@@ -230,7 +232,8 @@ def _integer(column: Column, operator: Operator, value: float) -> str:
     if math.isinf(value) or abs(value) > LARGEST:
         above = value > 0
         true = operator is Operator.UNEQUAL or (
-            operator in {Operator.BELOW, Operator.AT_MOST} if above
+            operator in {Operator.BELOW, Operator.AT_MOST}
+            if above
             else operator in {Operator.ABOVE, Operator.AT_LEAST}
         )
         return ALWAYS if true else NEVER

@@ -321,5 +321,3 @@ def test_a_wrong_address_is_one_line(change: Any, error: Any, said: str, server:
         wrong.check()
     assert "\n" not in str(caught.value)
     assert "secret" not in str(caught.value)
-
-

@@ -84,7 +84,16 @@ def test_what_only_the_catalog_can_say(where):
 
 
 def test_texts_that_no_server_keeps_stay_different():
-    names = ["caf\udce9", "caf\ufffd", "\ufffd636166e9", "a\0b", "a", "", "x" * 70_000, "x" * 70_001]
+    names = [
+        "caf\udce9",
+        "caf\ufffd",
+        "\ufffd636166e9",
+        "a\0b",
+        "a",
+        "",
+        "x" * 70_000,
+        "x" * 70_001,
+    ]
     rows = [
         Described(name, 1, 1, "PNG", 1, 1, 1, None, None, None, name[:3], datetime(2020, 1, 1))
         for name in names

@@ -101,7 +101,12 @@ def records(connection: Connection) -> list[StoreRecord]:
     rows = connection.execute(select(tables.store_state).order_by(columns.collection))
     return [
         StoreRecord(
-            row.collection, Target(row.target), row.stamp, row.seq, row.through, json.loads(row.facts)
+            row.collection,
+            Target(row.target),
+            row.stamp,
+            row.seq,
+            row.through,
+            json.loads(row.facts),
         )
         for row in rows
     ]
