@@ -9,7 +9,9 @@ A message says what happened, what was expected and what to do about it; faces p
     - LibraryTooNew       made by a later version of mmsearch
     - ModelMismatch       built with another encoder than the one asked for
     - StorageError        the disk is full, read-only or damaged
-      . ConnectionLost    a catalog's server cannot be reached, or the connection was cut
+      + ConnectionLost    a catalog's server cannot be reached, or the connection was cut
+    - StoreError          what searches the vectors elsewhere refuses, or holds something else
+      + StoreUnavailable  nobody answers there, or not in time; to be tried again
   x SourceError           a folder to index, a captions file or a pairs file cannot be used
   x ModelError            an encoder is unknown, incomplete or altered
   x TrainingError         a training cannot start or go on
@@ -48,6 +50,8 @@ __all__ = [
     "ServerUnreachable",
     "SourceError",
     "StorageError",
+    "StoreError",
+    "StoreUnavailable",
     "TokenRefused",
     "TrainingError",
     "quoted",
@@ -91,6 +95,14 @@ class StorageError(LibraryError):
 
 class ConnectionLost(StorageError):
     """The server that keeps a catalog cannot be reached, or the connection to it was cut."""
+
+
+class StoreError(LibraryError):
+    """What searches a library's vectors elsewhere refuses, or holds something else."""
+
+
+class StoreUnavailable(StoreError):
+    """Nobody answers where the vectors are searched, or not in time; it may be tried again."""
 
 
 class SourceError(MmsearchError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,15 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["WRITING", "IndexFileError", "Neighbors", "VectorIndex", "ascending", "replacing"]
+__all__ = [
+    "WRITING",
+    "Condition",
+    "IndexFileError",
+    "Neighbors",
+    "VectorIndex",
+    "ascending",
+    "replacing",
+]
 
 WRITING = ".writing-"
 """What the names of temporary folders begin with."""
@@ -39,6 +47,24 @@ class Neighbors:
     scores: NDArray[np.float32]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Condition:
+    """Which vectors may be returned, by what the index that made this keeps beside them.
+
+    Attributes:
+        expression: in that index's own language.
+        count: how many vectors it is true of.
+        within: called with `int64[m]` ids; returns those it is true of, ascending.
+    """
+
+    expression: str
+    count: int
+    within: Callable[[NDArray[np.int64]], NDArray[np.int64]]
+
+    def __len__(self) -> int:
+        return self.count
+
+
 def ascending(ids: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return each id once, ascending; those that are so already, as they are."""
     # To see that is a fiftieth of the work of sorting a hundred thousand.
@@ -50,7 +76,13 @@ class VectorIndex(ABC):
 
     The public methods check their arguments once; an implementation writes the underscored ones
     and may rely on clean input. Searching never changes an index, so threads may share one.
+
+    Attributes:
+        dim: how long vectors are.
+        remote: whether another machine compares, so that nothing can be copied to a GPU of this.
     """
+
+    remote = False
 
     def __init__(self, dim: int) -> None:
         if dim < 1:
@@ -96,19 +128,26 @@ class VectorIndex(ABC):
             ValueError: shapes disagree, a vector is no unit vector (or not finite), or an id is
                 negative or given twice.
         """
+        keys, rows = self._checked(ids, vectors)
+        if len(keys):
+            self._add(keys, rows)
+
+    def _checked(
+        self, ids: ArrayLike, vectors: ArrayLike
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         keys = np.ascontiguousarray(ids, dtype=np.int64)
         rows = self._rows(vectors)
         if keys.shape != (len(rows),):
             raise ValueError(f"{len(rows)} vectors need ids int64[{len(rows)}], not {keys.shape}")
         if len(keys) == 0:
-            return
+            return keys, rows
         if keys.min() < 0 or len(np.unique(keys)) != len(keys):
             raise ValueError("ids must be distinct and not negative")
         norms = np.linalg.norm(rows, axis=1)
         # fp16 storage moves a norm by up to 5e-4.
         if not np.all(np.abs(norms - 1) < 2e-3):
             raise ValueError("vectors must be finite and of length 1")
-        self._add(keys, rows)
+        return keys, rows
 
     def search(
         self,
@@ -116,7 +155,7 @@ class VectorIndex(ABC):
         k: int,
         *,
         effort: int | None = None,
-        among: ArrayLike | None = None,
+        among: ArrayLike | Condition | None = None,
     ) -> Neighbors:
         """Return the `k` most similar vectors for each of `float32[q, dim]` queries.
 
@@ -124,7 +163,8 @@ class VectorIndex(ABC):
             queries: unit vectors; one of shape `[dim]` counts as a batch of one.
             k: at least 1.
             effort: how hard an approximate index looks (its own unit); an exact one ignores it.
-            among: `int64[m]`, the only ids that may be returned; quickest where they ascend.
+            among: `int64[m]`, the only ids that may be returned; quickest where they ascend. Or
+                a condition that this very index made.
 
         Raises:
             ValueError: `k` is below 1 or the dimension differs.
@@ -133,14 +173,19 @@ class VectorIndex(ABC):
         if k < 1:
             raise ValueError(f"k must be at least 1, not {k}")
         rows = self._rows(np.atleast_2d(np.asarray(queries, dtype=np.float32)))
-        allowed = None if among is None else ascending(np.asarray(among, dtype=np.int64))
+        allowed = among
+        if not (among is None or isinstance(among, Condition)):
+            allowed = ascending(np.asarray(among, dtype=np.int64))
         found = min(k, len(self) if allowed is None else len(allowed), len(self))
         if found == 0 or len(rows) == 0:
             shape = (len(rows), k)
             return Neighbors(
                 np.full(shape, -1, dtype=np.int64), np.full(shape, -np.inf, dtype=np.float32)
             )
-        neighbors = self._search(rows, found, effort, allowed)
+        if isinstance(allowed, Condition):
+            neighbors = self._search_where(rows, found, effort, allowed)
+        else:
+            neighbors = self._search(rows, found, effort, allowed)
         missing = neighbors.ids < 0
         neighbors.scores[missing] = -np.inf
         if found == k:
@@ -184,6 +229,16 @@ class VectorIndex(ABC):
         among: NDArray[np.int64] | None,
     ) -> Neighbors:
         """Return `[q, k]` for `1 <= k <= len(self)`; ids of -1 only where `among` is short."""
+
+    def _search_where(
+        self,
+        queries: NDArray[np.float32],
+        k: int,
+        effort: int | None,
+        condition: Condition,
+    ) -> Neighbors:
+        """Return what `_search` does, where a condition of this index says what is allowed."""
+        raise TypeError(f"{type(self).__name__} keeps nothing beside its vectors")
 
     @abstractmethod
     def _remove(self, ids: NDArray[np.int64]) -> int: ...

@@ -19,6 +19,7 @@ from mmsearch.retrieval.schema import Hit, SortKey, Target
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from mmsearch.indexes.base import Condition
     from mmsearch.retrieval.calibration import Calibration
     from mmsearch.retrieval.catalog import FileRow
     from mmsearch.retrieval.filters import Filter
@@ -183,9 +184,9 @@ class _Work:
         self.second = asked.second
         self.told: Answer | QueryError | None = None
         wanted = self.wanted
-        self.among: Ids | None = None
+        self.among: Ids | Condition | None = None
         if wanted.filter is not None:
-            self.among = state.matching(wanted.filter, wanted.target)
+            self.among = state.among(wanted.filter, wanted.target)
         self.considered = len(state.index) if self.among is None else len(self.among)
         self.calibration: Calibration | None = None
         if self.considered == 0:

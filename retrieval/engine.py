@@ -533,6 +533,8 @@ class SearchEngine:
         """
         before = self._states.get(target)
         old = None if before is None else before.index
+        if index.remote:
+            return index
         pays = self._device is None and indexes.pays_on_gpu(len(index), index.dim, LONG_LIFE)
         if self._device == "cpu" or (self._device is None and not (pays and indexes.gpus())):
             if old is not None:

@@ -21,7 +21,7 @@ import hashlib
 import logging
 import os
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -40,6 +40,7 @@ from mmsearch.retrieval.writer_lock import writing
 
 if TYPE_CHECKING:
     from mmsearch.indexes import VectorIndex
+    from mmsearch.retrieval.index_store import IndexStore
     from mmsearch.retrieval.schema import EncoderSpec
 
 __all__ = [
@@ -81,7 +82,11 @@ class Library:
         self.config = config
         self.catalog = catalog
         self.regions = RegionStore(folder / REGIONS)
-        self._files = IndexFiles(folder / "index", catalog, self.adapter)
+        self._files: IndexFiles | IndexStore
+        if config.store is None:
+            self._files = IndexFiles(folder / "index", catalog, self.adapter)
+        else:
+            self._files = _store(root, config.store, catalog, self.adapter)
 
     @classmethod
     def open(cls, path: Path) -> Library:
@@ -117,19 +122,23 @@ class Library:
         Raises:
             SourceError: an address is none, or another than an existing library's.
             StorageError: neither the folder nor the user's data directory can be written to.
+            StoreError: the store does not answer, or does not let us in.
         """
         root = root.absolute()
         asked = LibraryConfig(catalog, store)
         folder = _library_folder(root)
-        config = None if folder is None else LibraryConfig.read(folder)
-        if config is not None:
-            _refuse_another(root, config, asked)
+        known = None if folder is None else LibraryConfig.read(folder)
+        if known is not None:
+            _refuse_another(root, known, asked)
+        config = known or asked
+        if config.store is not None:
+            # Nothing is begun that would come to nothing in hours.
+            _reach(config.store)
         if folder is None:
             folder = _make_folder(root)
         where = None if folder.parent == root else root
-        if config is None and asked != LibraryConfig():
+        if known is None and asked != LibraryConfig():
             return cls._begun(root, folder, asked, where)
-        config = config or asked
         opened = Catalog.create(folder / CATALOG, root=where, address=_address(folder, config))
         return cls(root, folder, config, opened)
 
@@ -174,9 +183,24 @@ class Library:
         return self.catalog.library().model
 
     def index_file(self, target: Target, row: LibraryRow) -> Path | None:
-        """Return the file of a state's index; None where none is made yet."""
+        """Return the file of a state's index; None where none is made yet, or none ever is."""
+        if not isinstance(self._files, IndexFiles):
+            return None
         path = self._files.path(target, row.stamp)
         return path if path.is_file() else None
+
+    def store_differences(self, target: Target, row: LibraryRow) -> tuple[str, int, str] | None:
+        """Compare a store's vectors with the catalog; None where there is no store.
+
+        Returns:
+            The collection's name, how many vectors it has, and what is wrong with it.
+
+        Raises:
+            StoreError: the store does not answer, or holds something else.
+        """
+        if isinstance(self._files, IndexFiles):
+            return None
+        return self._files.differences(target, row)
 
     def close(self) -> None:
         """Release the catalog, and what lies beside it."""
@@ -301,6 +325,21 @@ class Library:
         """
         self.active_encoder(row)
         return self._files.build(target, row, settings=settings, train=train, progress=progress)
+
+
+def _store(
+    root: Path, address: str, catalog: Catalog, adapter: Callable[[LibraryRow], Adapter | None]
+) -> IndexStore:
+    # What a library without a store does not need is not loaded.
+    from mmsearch.retrieval.index_store import IndexStore
+
+    return IndexStore(root, address, catalog, adapter)
+
+
+def _reach(address: str) -> None:
+    from mmsearch.retrieval.index_store import reach
+
+    reach(address)
 
 
 def find_library(given: Path | None = None) -> tuple[Path, str]:

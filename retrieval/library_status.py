@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from mmsearch.retrieval.library_config import without_secrets
 from mmsearch.retrieval.schema import Target
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ def status_fields(library: Library) -> dict[str, Any]:
         "recall": recall,
         "generation": row.generation,
         "catalog": catalog.place if catalog.served else None,
+        "store": None if library.config.store is None else without_secrets(library.config.store),
         "adapter": None if adapter is None else _adapter_fields(adapter),
         **model_fields(catalog.encoders(), counts.files),
     }

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from mmsearch.errors import MediaError, QueryError
+from mmsearch.indexes.base import Condition
 from mmsearch.retrieval import logic
 from mmsearch.retrieval.fusion import calibrated, early, ranks_of, reciprocal_rank, weighted
 from mmsearch.retrieval.schema import Fusion, Query, QueryPart, Target
@@ -131,7 +132,7 @@ class Question:
         index: VectorIndex,
         vectors: NDArray[np.float32],
         k: int,
-        among: NDArray[np.int64] | None = None,
+        among: NDArray[np.int64] | Condition | None = None,
         calibration: Calibration | None = None,
     ) -> list[tuple[int, float]]:
         """Return ids and scores, best first, of up to `k` answers to the embedded parts.
@@ -140,7 +141,7 @@ class Question:
             index: of what is looked for.
             vectors: `float32[p, dim]`, as `embedded` returns them.
             k: at least 1.
-            among: `int64[m]`, ascending, the only ids that may be answers.
+            among: `int64[m]`, ascending, the only ids that may be answers; or the index's condition.
             calibration: what scores mean; a question with operators needs it.
 
         Raises:
@@ -235,7 +236,7 @@ def search_composed(
     weights: NDArray[np.float64],
     fusion: Fusion,
     k: int,
-    among: NDArray[np.int64] | None = None,
+    among: NDArray[np.int64] | Condition | None = None,
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Return the ids and fused scores, best first, of up to `k` answers.
 
@@ -248,7 +249,7 @@ def search_composed(
         weights: `float64[p]`, above 0.
         fusion: how.
         k: at least 1.
-        among: `int64[m]`, ascending, the only ids that may be answers.
+        among: `int64[m]`, ascending, the only ids that may be answers; or the index's condition.
 
     Raises:
         ValueError: the parts cancel each other out, where that matters.
@@ -286,7 +287,7 @@ def search_logic(
     vectors: NDArray[np.float32],
     calibration: Calibration,
     k: int,
-    among: NDArray[np.int64] | None = None,
+    among: NDArray[np.int64] | Condition | None = None,
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Return the ids and probabilities, best first, of up to `k` pictures that fit an expression.
 
@@ -299,7 +300,7 @@ def search_logic(
         vectors: `float32[p, dim]`, unit rows, one for each of `logic.concepts`.
         calibration: what scores mean.
         k: at least 1.
-        among: `int64[m]`, ascending, the only ids that may be answers.
+        among: `int64[m]`, ascending, the only ids that may be answers; or the index's condition.
 
     Raises:
         IndexFileError: as from `VectorIndex.search`.
@@ -311,7 +312,10 @@ def search_logic(
         ids = _near(index, vectors[rows], max(NEAR, 5 * k), among)
     else:
         ids = np.sort(index.ids)
-        ids = ids if among is None else np.intersect1d(ids, among, assume_unique=True)
+        if isinstance(among, Condition):
+            ids = among.within(ids)
+        elif among is not None:
+            ids = np.intersect1d(ids, among, assume_unique=True)
     if len(ids) == 0:
         return ids, np.empty(0)
     shown = dict(zip(named, calibration.shown(vectors, _scores(index, vectors, ids)), strict=True))
@@ -321,7 +325,10 @@ def search_logic(
 
 
 def _near(
-    index: VectorIndex, vectors: NDArray[np.float32], k: int, among: NDArray[np.int64] | None
+    index: VectorIndex,
+    vectors: NDArray[np.float32],
+    k: int,
+    among: NDArray[np.int64] | Condition | None,
 ) -> NDArray[np.int64]:
     """Return the ascending ids of what is near to any of the vectors."""
     near = index.search(vectors, k, among=among).ids

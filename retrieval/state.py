@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from mmsearch.indexes import VectorIndex
+    from mmsearch.indexes.base import Condition
     from mmsearch.retrieval.adapter import Adapter
     from mmsearch.retrieval.calibration import Calibration
     from mmsearch.retrieval.catalog import LibraryRow
@@ -31,6 +32,8 @@ __all__ = ["State"]
 
 FILTERS = 16
 """Filters whose ids are kept: a service asks with the same ones again and again."""
+FEW = 1_000
+"""Vectors up to which a store is told their ids rather than the filter."""
 FILES = 20_000
 """Pictures of which it is kept what answers need: their rows, their vectors, how they score."""
 
@@ -100,7 +103,10 @@ class State:
         return {id_ for id_, told in self._described.of(ids, look).items() if told}
 
     def words(
-        self, texts: Sequence[str], limit: int, among: Sequence[NDArray[np.int64] | None]
+        self,
+        texts: Sequence[str],
+        limit: int,
+        among: Sequence[NDArray[np.int64] | Condition | None],
     ) -> list[list[tuple[int, float]]]:
         """Return what holds words of each text, see `Catalog.words`, among pictures."""
         return self.catalog.words_of_many(
@@ -136,6 +142,24 @@ class State:
                     self._matching.clear()
                 self._matching[key] = found
         return found
+
+    def among(self, filter_: Filter, target: Target) -> NDArray[np.int64] | Condition:
+        """Return what a filter lets through, for `VectorIndex.search`.
+
+        Ids; but where another machine searches, and can tell by itself of more than a few vectors
+        whether the filter is true of them, a condition: then no list of ids is sent.
+        """
+        if not self.index.remote:
+            return self.matching(filter_, target)
+        # What libraries without a store do not need is loaded where it is.
+        from mmsearch.indexes.milvus import MilvusIndex
+        from mmsearch.retrieval.store_fields import expression
+
+        said = expression(filter_)
+        if said is None or not isinstance(self.index, MilvusIndex):
+            return self.matching(filter_, target)
+        condition = self.index.where(said)
+        return condition if len(condition) > FEW else self.index.ids_where(said)
 
     # Two threads that come first both compute these, and to the same end.
     @cached_property

@@ -61,6 +61,24 @@ def m006_words(connection: Connection) -> None:
     _own(connection).words_(connection)
 
 
+def m007_store_state(connection: Connection) -> None:
+    """Create the record of what a store elsewhere was told."""
+    connection.execute(
+        text(
+            """
+            CREATE TABLE store_state (
+                collection TEXT PRIMARY KEY,
+                target TEXT NOT NULL,
+                stamp TEXT,
+                seq BIGINT NOT NULL,
+                through BIGINT NOT NULL,
+                facts TEXT NOT NULL
+            )
+            """
+        )
+    )
+
+
 MIGRATIONS: tuple[Callable[[Connection], None], ...] = (
     m001_initial,
     m002_adapters,
@@ -68,6 +86,7 @@ MIGRATIONS: tuple[Callable[[Connection], None], ...] = (
     m004_vector_changes,
     m005_containers,
     m006_words,
+    m007_store_state,
 )
 """In the order in which they run. Append only."""
 

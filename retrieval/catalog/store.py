@@ -30,6 +30,7 @@ from mmsearch.retrieval.catalog import (
     listing,
     lookup,
     migrations,
+    stored,
     tables,
 )
 from mmsearch.retrieval.catalog.connection import (
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from sqlalchemy import Connection, Engine
 
+    from mmsearch.indexes.base import Condition
     from mmsearch.retrieval.catalog.address import Address
     from mmsearch.retrieval.catalog.advisory import Claims, RunLock
     from mmsearch.retrieval.catalog.copying import Sum
@@ -62,6 +64,7 @@ if TYPE_CHECKING:
     from mmsearch.retrieval.catalog.items import Item
     from mmsearch.retrieval.catalog.postgresql import Server
     from mmsearch.retrieval.catalog.snapshot import Snapshot
+    from mmsearch.retrieval.catalog.stored import Described, StoreRecord
     from mmsearch.retrieval.filters import Filter
     from mmsearch.retrieval.schema import EncoderSpec, SortKey
 
@@ -684,6 +687,26 @@ class Catalog:
             ids = connection.scalars(select(change.id).where(later).distinct().order_by(change.id))
             return np.fromiter(ids, dtype=np.int64)
 
+    def store_records(self) -> list[StoreRecord]:
+        """Return how far each collection of a store was brought."""
+        with self._connect() as connection:
+            return stored.records(connection)
+
+    def seq_of(self, stamp: str) -> int | None:
+        """Return the number of the last change before a state; None where it is forgotten."""
+        with self._connect() as connection:
+            return stored.seq_of(connection, stamp)
+
+    def changed_since(self, target: Target, seq: int) -> NDArray[np.int64]:
+        """Return `int64[n]`, ascending: what changed after a change, of those remembered."""
+        with self._connect() as connection:
+            return stored.changed_since(connection, target, seq)
+
+    def described_for_filters(self, target: Target, ids: Collection[int]) -> dict[int, Described]:
+        """Return what filters ask of pictures, or of the pictures of captions, by id."""
+        with self._connect() as connection:
+            return stored.described(connection, target, ids)
+
     def vector_ids(self, target: Target, encoder_id: int) -> NDArray[np.int64]:
         """Return `int64[n]`, ascending: which pictures or captions this encoder has embedded."""
         table, id_column = _VECTORS[target]
@@ -822,7 +845,7 @@ class Catalog:
         target: Target,
         limit: int,
         *,
-        among: Sequence[NDArray[np.int64] | None],
+        among: Sequence[NDArray[np.int64] | Condition | None],
         kept: KeptWords,
     ) -> list[list[tuple[int, float]]]:
         """Return what `words` returns for each of several texts.

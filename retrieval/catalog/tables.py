@@ -47,6 +47,7 @@ __all__ = [
     "path_stored",
     "problem",
     "state",
+    "store_state",
     "text_of",
     "text_stored",
     "vector_change",
@@ -264,4 +265,14 @@ vector_change = Table(
     Column("seq", NUMBER, primary_key=True),
     Column("target", TEXT, nullable=False),
     Column("id", NUMBER, nullable=False),
+)
+store_state = Table(
+    "store_state",
+    metadata,
+    Column("collection", Text, primary_key=True),
+    Column("target", Text, nullable=False),
+    Column("stamp", Text),
+    Column("seq", BigInteger, nullable=False),
+    Column("through", BigInteger, nullable=False),
+    Column("facts", Text, nullable=False),
 )

@@ -13,7 +13,7 @@ import numpy as np
 from sqlalchemy import bindparam, delete, insert, select, update
 from sqlalchemy import text as sql
 
-from mmsearch.retrieval.catalog import tables
+from mmsearch.retrieval.catalog import stored, tables
 from mmsearch.retrieval.catalog.connection import is_postgresql
 from mmsearch.retrieval.catalog.known import KnownFile, known_files
 from mmsearch.retrieval.catalog.words import put_file_words
@@ -23,12 +23,15 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from sqlalchemy import Connection, Table
 
+    from mmsearch.retrieval.catalog.stored import StoreRecord
     from mmsearch.retrieval.schema import Caption, EncoderSpec, Picture, Problem
 
 __all__ = ["Transaction", "files_with"]
 
 _SHOWN = ("path", "taken_at", "camera", "width", "height", "latitude", "longitude")
 """What answers tell of a picture, choose by or are found by; the rest is for indexing."""
+_FILTERED = (*_SHOWN, "size", "mtime_ns", "format", "orientation")
+"""What filters ask of a picture, which a store keeps beside its vector."""
 
 _LAST_CHANGE = {
     "sqlite": "coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'vector_change'), 0)",
@@ -72,6 +75,14 @@ class Transaction:
             from mmsearch.retrieval.catalog import words_postgresql
 
             words_postgresql.forget_changes(self._connection)
+
+    def put_store_record(self, record: StoreRecord) -> None:
+        """Note how far a collection of a store was brought; no answer depends on it."""
+        stored.put_record(self._connection, record)
+
+    def forget_store_records(self, collections: Iterable[str]) -> None:
+        """Forget collections of a store."""
+        stored.forget_records(self._connection, collections)
 
     def encoder_id(self, spec: EncoderSpec, location: str) -> int:
         """Return the key of an encoder, making its row when it is new.
@@ -124,6 +135,7 @@ class Transaction:
         else:
             id_, sha256 = found
             self._connection.execute(update(tables.file).where(file.id == id_).values(**values))
+            stored.note_described(self._connection, id_)
             stale = delete(tables.file_vector).where(vectors.file_id == id_)
             if sha256 == picture.sha256:
                 stale = stale.where(vectors.encoder_id == encoder_id)
@@ -159,9 +171,15 @@ class Transaction:
         """Record a new place, time or side-car of a picture whose content is the same."""
         values = asdict(picture)
         file = tables.file.c
-        shown = [file[name] for name in _SHOWN]
-        before = self._connection.execute(select(*shown).where(file.id == id_)).one_or_none()
-        if before is None or any(before._mapping[name] != values[name] for name in _SHOWN):
+        asked = [file[name] for name in _FILTERED]
+        before = self._connection.execute(select(*asked).where(file.id == id_)).one_or_none()
+        if before is None:
+            other = set(_FILTERED)
+        else:
+            other = {name for name in _FILTERED if before._mapping[name] != values[name]}
+        if other and stored.note_described(self._connection, id_):
+            self._changed = True
+        if other.intersection(_SHOWN):
             # No vector is another, but answers are.
             self._changed = True
         self._connection.execute(update(tables.file).where(file.id == id_).values(**values))

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from mmsearch.indexes.base import Condition
 from mmsearch.retrieval.catalog.connection import driver_of, fetched, is_postgresql
 from mmsearch.retrieval.catalog.words import (
     COLUMN_WEIGHTS,
@@ -127,7 +128,7 @@ def find_words(
     texts: Sequence[str],
     target: Target,
     limit: int,
-    among: Sequence[Ids | None],
+    among: Sequence[Ids | Condition | None],
     kept: KeptWords,
 ) -> list[Ranking]:
     """Return, for each text, ids and scores, best first, of what holds words of it.
@@ -141,7 +142,8 @@ def find_words(
         texts: any; nothing in them is syntax.
         target: pictures by all their words, or captions by theirs.
         limit: at most so many of each.
-        among: for each text `int64[n]`, ascending, the ids to choose from; None is all.
+        among: for each text `int64[n]`, ascending, the ids to choose from, or a condition that
+            says so of ids; None is all.
         kept: what is known of this state of the catalog.
     """
     pictures = target is Target.IMAGES
@@ -173,7 +175,8 @@ def find_words(
         if allowed is not None:
             there = _among(ids, allowed)
             ids, scores = ids[there], scores[there]
-            names = [id_ for id_ in names if _among(np.array([id_]), allowed)[0]]
+            named_ = np.array(names, dtype=np.int64)
+            names = named_[_among(named_, allowed)].tolist()
         found = dict.fromkeys(names, EXACT_NAME)
         for id_, score in zip(ids[:limit].tolist(), scores[:limit].tolist(), strict=True):
             found.setdefault(id_, score)
@@ -265,8 +268,10 @@ def _best(ids: Ids, scores: Floats, files: Ids, limit: int | None) -> tuple[Ids,
     return ids[order], scores[order], files[order]
 
 
-def _among(ids: Ids, allowed: Ids) -> NDArray[np.bool_]:
+def _among(ids: Ids, allowed: Ids | Condition) -> NDArray[np.bool_]:
     """Say which of a few ids are among many ascending ones, which `np.isin` would sort."""
+    if isinstance(allowed, Condition):
+        return np.isin(ids, allowed.within(ids)) if len(ids) else np.zeros(0, dtype=np.bool_)
     places = np.searchsorted(allowed, ids)
     there: NDArray[np.bool_] = places < len(allowed)
     there[there] = allowed[places[there]] == ids[there]

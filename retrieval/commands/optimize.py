@@ -35,6 +35,11 @@ class IndexKind(StrEnum):
     IVF_RABITQ = "ivf-rabitq"
     IVF_SQ8 = "ivf-sq8"
     HNSW = "hnsw"
+    SCANN = "scann"
+    GPU_CAGRA = "gpu-cagra"
+
+
+_OF_STORES = (IndexKind.SCANN, IndexKind.GPU_CAGRA)
 
 
 def memory_argument(text: str) -> int:
@@ -72,7 +77,10 @@ def optimize(
     ] = 25.0,
     kind: Annotated[
         IndexKind | None,
-        typer.Option(help="The kind of index, whatever fits best. Not given: what fits best."),
+        typer.Option(
+            help="The kind of index, whatever fits best. Not given: what fits best. A store has "
+            "flat, hnsw, ivf-sq8, scann and gpu-cagra."
+        ),
     ] = None,
     library: LibraryOption = None,
     wait: Wait = None,
@@ -91,6 +99,8 @@ def optimize(
     from mmsearch.retrieval.schema import Target
 
     opened = Library.open(chosen_library(library))
+    if kind in _OF_STORES and opened.config.store is None:
+        raise typer.BadParameter(f"{kind.value} is an index of a Milvus store", param_hint="--kind")
     settings: dict[str, Any] = {
         "recall": recall,
         "memory_bytes": memory,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mmsearch.errors import StoreError
 from mmsearch.indexes import IndexFileError
 from mmsearch.indexes.base import WRITING
 from mmsearch.retrieval.catalog import integrity
@@ -43,6 +44,18 @@ def examine_index(
     """
     told, faults = [], {}
     for target in Target:
+        try:
+            stored = library.store_differences(target, row)
+        except StoreError as error:
+            told.append(f"a store of {target.value} that cannot be looked at")
+            faults[target] = str(error).rstrip(".")
+            continue
+        if stored is not None:
+            name, count, fault = stored
+            told.append(f"{name}: {count:,} ids")
+            if fault:
+                faults[target] = fault
+            continue
         path = library.index_file(target, row)
         if path is None:
             told.append(f"none of {target.value}, made when it is needed")
