@@ -11,12 +11,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from mmsearch import indexes
+from mmsearch.errors import StorageError
 from mmsearch.indexes.base import WRITING
 from mmsearch.retrieval.schema import Target
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
     from mmsearch.indexes import VectorIndex
@@ -122,6 +124,24 @@ class IndexFiles:
             return indexes.search_of(self.path(target, row.stamp))
         except indexes.IndexFileError:
             return True, 1.0
+
+    def verify(self, target: Target, row: LibraryRow, progress: Report) -> int:
+        """Check every byte of a state's file, and that it holds what the catalog does.
+
+        Returns:
+            how many vectors it has.
+
+        Raises:
+            StorageError: it is damaged, or holds others.
+        """
+        index = self.open(target, row, thorough=True, progress=progress)
+        ids = self._catalog.vector_ids(target, _active(row)[0])
+        if not np.array_equal(np.sort(index.ids), ids):
+            raise StorageError(
+                f"{self.path(target, row.stamp)} does not hold what the catalog does. The library "
+                "stays where it was; try again."
+            )
+        return len(ids)
 
     def rename(self, before: str, now: str) -> None:
         """Call the pictures' index of one state that of another, where only texts changed."""

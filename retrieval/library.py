@@ -294,6 +294,19 @@ class Library:
         with self.catalog.write() as transaction:
             transaction.forget_changes(row.stamp)
 
+    def verify_index(self, target: Target, progress: Report) -> int:
+        """Compare the index of the present state with the catalog; return its number of vectors.
+
+        Args:
+            target: what is searched.
+            progress: called with a stage, how much of it is done and how much there is.
+
+        Raises:
+            StorageError: a file is damaged, or holds something else.
+            StoreError: a store does.
+        """
+        return self._files.verify(target, self.catalog.library(), progress)
+
     def search_of(self, target: Target, row: LibraryRow) -> tuple[bool, float | None]:
         """Say whether a state's index is exact, and the recall (0 to 1) that was measured of it.
 

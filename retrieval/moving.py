@@ -112,11 +112,11 @@ def move(
             config = _move_catalog(library, config, row.uid, done, report)
             goal = replace(goal, uid=config.uid)
         moved = opened.enter_context(closing(Library.open(Path(folder))))
-        if "catalog" in done.parts:
-            # Its states have other names here.
-            moved.refresh_indexes(report)
         if goal.store != moved.config.store:
             _move_store(moved, goal, done, report)
+        elif "catalog" in done.parts:
+            # Its states have other names here.
+            moved.refresh_indexes(report)
     done.seconds = time.perf_counter() - began
     return done
 
@@ -195,11 +195,21 @@ def _move_store(library: Library, goal: LibraryConfig, done: Move, report: Repor
     """Make the index elsewhere from the catalog, compare both, and have the folder name it."""
     before = library.config
     config = replace(before, store=goal.store)
-    with closing(Library(library.root, library.folder, config, library.catalog)) as moved:
+    # What was told to the store before is nothing that another one knows, nor this one later.
+    records = library.catalog.store_records()
+    with library.catalog.write() as transaction:
+        transaction.forget_store_records([record.collection for record in records])
+    try:
+        moved = Library(library.root, library.folder, config, library.catalog)
         moved.refresh_indexes(report)
         for target in Target:
             done.vectors[target.value] = moved.verify_index(target, report)
         config.write(library.folder)
+    except BaseException:
+        with library.catalog.write() as transaction:
+            for record in records:
+                transaction.put_store_record(record)
+        raise
     if before.store is not None:
         done.left.append(without_secrets(before.store))
     done.parts.append("store")

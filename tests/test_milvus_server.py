@@ -1,4 +1,4 @@
-"""Runs `test_milvus.py` and `test_store_library.py` beside a real Milvus server of their own."""
+"""Runs the tests that ask a Milvus server (`-m milvus`) beside a real Milvus server of their own."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ def test_everything_that_needs_a_server():
     missing = what_is_missing()
     if missing is not None:
         pytest.skip(f"NOTHING WAS TESTED AGAINST MILVUS: {missing}")
-    files = [str(HERE / name) for name in ("test_milvus.py", "test_store_library.py")]
+    names = ("test_milvus.py", "test_store_library.py", "test_move.py")
+    files = [str(HERE / name) for name in names]
     command = ["pytest", "-q", "-n", "0", "-m", "milvus", "-p", "no:cacheprovider", *files]
     ran = subprocess.run(
         in_own_network(command), capture_output=True, text=True, timeout=1_500, cwd=HERE.parent

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import mmsearch
-from mmsearch.errors import LibraryLocked, SourceError, StorageError
+from mmsearch.errors import LibraryLocked, SourceError, StorageError, StoreError
+from mmsearch.indexes.milvus_collection import Collection, Rows
+from mmsearch.indexes.milvus_server import Server
 from mmsearch.retrieval.catalog import Catalog, copying
 from mmsearch.retrieval.ingest import index
 from mmsearch.retrieval.library import Library
-from mmsearch.retrieval.library_config import LibraryConfig
+from mmsearch.retrieval.library_config import LibraryConfig, without_secrets
 from mmsearch.retrieval.moving import LOCAL, move
 from mmsearch.retrieval.schema import Target
 from tests.conftest import ColourEncoder, draw
+from tests.milvus_server import ADDRESS
 from tests.postgres_server import Postgres
 
 
@@ -147,6 +152,85 @@ def test_a_move_that_fails_leaves_the_library_where_it_was(
     assert not list((library / ".mmsearch").glob("*.moving*"))
     move(library, goal)
     assert content(library) == before
+
+
+needs_a_store = pytest.mark.skipif(
+    ADDRESS not in os.environ,
+    reason=f"needs a Milvus server: run tests/milvus_server.py pytest …, or set {ADDRESS}",
+)
+
+
+def searched(folder: Path, encoder: ColourEncoder) -> tuple[bool, list[Any]]:
+    with mmsearch.open(folder, model=encoder) as engine:
+        found = engine.search("red", k=9)
+        hits = [(hit.id, hit.path, round(hit.score, 5)) for hit in found.hits]
+        return found.exact, sorted(hits, key=lambda hit: (-hit[2], hit[0]))
+
+
+@pytest.mark.milvus
+@needs_a_store
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")
+def test_vectors_move_to_a_store_and_back(library: Path, encoder: ColourEncoder) -> None:
+    store, embedded = os.environ[ADDRESS], encoder.embedded_images
+    before, said = content(library), searched(library, encoder)
+    there = move(library, store)
+    assert (there.parts, there.vectors) == (["store"], {"images": 8, "captions": 2})
+    assert LibraryConfig.read(library / ".mmsearch") == LibraryConfig(store=store)
+    assert content(library) == before
+    assert searched(library, encoder) == said
+    draw(library / "later.jpg", "red", (20, 20))
+    index(library, model=encoder)
+    with closing(Library.open(library)) as opened:
+        (name,) = (
+            each.collection for each in opened.catalog.store_records() if each.target == "images"
+        )
+        later = opened.catalog.embedded_ids(["later.jpg"], 1)["later.jpg"]
+    assert later in {hit[0] for hit in searched(library, encoder)[1][:2]}
+    # A vector that is another there is seen.
+    collection = Collection.open(Server(store), name, writing=True)
+    assert collection is not None
+    ids, vectors = collection.vectors_of(np.array([later]), consistency="Strong")
+    collection.upsert(Rows(ids, np.roll(vectors, 1, axis=1), {}))
+    with closing(Library.open(library)) as opened, pytest.raises(StoreError, match="are others"):
+        opened.verify_index(Target.IMAGES, silent)
+    back = move(library, LOCAL)
+    assert (back.parts, back.vectors) == (["store"], {"images": 9, "captions": 2})
+    assert back.left == [without_secrets(store)]
+    assert LibraryConfig.read(library / ".mmsearch") == LibraryConfig()
+    # And there again, where what was left is made anew.
+    (library / "later.jpg").unlink()
+    index(library, model=encoder)
+    assert move(library, store).vectors == {"images": 8, "captions": 2}
+    assert searched(library, encoder) == said
+    assert encoder.embedded_images == embedded + 1
+
+
+@pytest.mark.milvus
+@needs_a_store
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")
+def test_a_move_to_a_store_that_fails_leaves_the_library_where_it_was(
+    library: Path, encoder: ColourEncoder
+) -> None:
+    class Cut(Exception):
+        pass
+
+    def cut(stage: str, done: int, total: int) -> None:
+        if stage == "compare":
+            raise Cut
+
+    said = searched(library, encoder)
+    with pytest.raises(Cut):
+        move(library, os.environ[ADDRESS], progress=cut)
+    assert LibraryConfig.read(library / ".mmsearch") == LibraryConfig()
+    assert searched(library, encoder) == said
+    move(library, os.environ[ADDRESS])
+    with pytest.raises(StoreError, match=r"127\.0\.0\.1:1"):
+        move(library, "milvus://127.0.0.1:1/none")
+    assert searched(library, encoder) == said
+    with closing(Library.open(library)) as opened:
+        assert opened.verify_index(Target.IMAGES, silent) == 8
 
 
 def test_wrong_goals_are_refused(library: Path) -> None:

@@ -84,6 +84,8 @@ def copy_rows(source: Connection, goal: Connection, report: Report) -> None:
     # No index is of an earlier state of this catalog.
     goal.execute(delete(tables.vector_change))
     goal.execute(delete(tables.state))
+    # A store is filled anew: it was told of another catalog's states.
+    goal.execute(delete(tables.store_state))
 
 
 def _last_numbers(connection: Connection) -> dict[str, int]:
