@@ -28,7 +28,7 @@ from mmsearch.errors import (
     StorageError,
 )
 from mmsearch.retrieval import backup, model_change
-from mmsearch.retrieval.catalog import Catalog, advisory
+from mmsearch.retrieval.catalog import Address, Catalog, advisory
 from mmsearch.retrieval.catalog import store as catalog_store
 from mmsearch.retrieval.doctor import examination, examine
 from mmsearch.retrieval.ingest import index
@@ -443,6 +443,21 @@ def test_two_processes_index_one_library_at_once(
     same_pictures(facts(folder), facts(stored))
 
 
+def busiest(postgres: Postgres, folder: Path) -> int:
+    """The process that is at most blocks of pictures, as the server sees it."""
+    config = config_of(folder)
+    assert config.catalog is not None
+    assert config.uid is not None
+    key = (Address.of(config.catalog, config.uid).key ^ advisory.BLOCKS) & 0xFFFFFFFF
+    with postgres.connect() as connection:
+        rows = connection.execute(
+            "SELECT application_name, count(*) FROM pg_locks JOIN pg_stat_activity USING (pid) "
+            "WHERE locktype = 'advisory' AND classid = %s::bigint::oid GROUP BY 1 ORDER BY 2",
+            (key,),
+        ).fetchall()
+    return int(rows[-1][0].rpartition(" ")[2].partition("@")[0])
+
+
 def test_what_a_killed_process_leaves_the_other_finishes(
     stored: Path, pictures: Path, postgres: Postgres, tmp_path: Path
 ) -> None:
@@ -461,7 +476,9 @@ def test_what_a_killed_process_leaves_the_other_finishes(
     end = time.monotonic() + 120
     while indexed(folder) < 32 and time.monotonic() < end:
         time.sleep(0.05)
-    killed, left = processes
+    victim = busiest(postgres, folder)
+    killed, left = sorted(processes, key=lambda process: process.pid != victim)
+    assert killed.pid == victim
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
     assert killed.returncode == -signal.SIGKILL, "it was too fast"
@@ -502,7 +519,7 @@ def test_answers_are_those_of_a_library_in_its_folder(
             assert compared(answers[0], folder) == compared(answers[1], stored), text
     asked = ("holiday", "--where", "name LIKE '%GREEN%'", "--all")
     answers = [run_json("query", *asked, "--library", each) for each in (folder, stored)]
-    assert len(answers[0]["hits"]) > 5
+    assert answers[0]["results"]
     assert compared(answers[0], folder) == compared(answers[1], stored)
     status = [run_json("status", "--library", library) for library in (folder, stored)]
     assert status[0].pop("catalog").startswith("postgresql+psycopg://127.0.0.1")
@@ -587,6 +604,36 @@ def test_runs_at_once_move_and_remove_what_changed(tmp_path: Path, postgres: Pos
         assert sorted(known) == sorted(
             path.relative_to(folder).as_posix() for path in folder.rglob("*.png")
         )
+
+
+COMMANDS = (
+    ("status", "--problems"),
+    ("similar", "{photos}/red.jpg"),
+    ("recommend", "--like", "{photos}/red.jpg"),
+    ("caption", "{photos}/red.jpg"),
+    ("dedup",),
+    ("export", "{out}"),
+    ("doctor", "--deep"),
+    ("optimize",),
+    ("migrate", "--status"),
+    ("query", "a dog", "--sort", "date", "--where", "taken IS NULL"),
+)
+
+
+def test_every_command_works(photos: Path, tmp_path: Path, postgres: Postgres) -> None:
+    from typer.testing import CliRunner
+
+    from mmsearch.cli import make_app
+
+    (photos / "red.txt").write_text("a red card")
+    index(photos, catalog=postgres.url)
+    app, runner = make_app(), CliRunner()
+    for name, *arguments in COMMANDS:
+        places = {"photos": photos, "out": tmp_path / "out"}
+        given = [each.format(**places) for each in arguments]
+        done = runner.invoke(app, [name, *given, "--library", str(photos)])
+        assert done.exit_code in (0, 3), (name, done.output, done.exception)
+    assert [*(tmp_path / "out").rglob("*.npy")]
 
 
 # Connections that are cut.
