@@ -242,7 +242,7 @@ def emptied(changed, tmp_path_factory):
 
 @given(changes=CHANGES, together=st.booleans())
 @settings(deadline=None, max_examples=40)
-def test_after_any_changes_words_are_those_of_a_rebuild(
+def test_after_any_changes_words_are_those_of_a_rebuild(  # noqa: C901
     tmp_path_factory, changed, changes, together
 ):
     catalog = emptied(changed, tmp_path_factory)
