@@ -70,7 +70,8 @@ class Field:
     @property
     def empty(self) -> int | float | str:
         """What stands where nothing is given."""
-        return {"integer": 0, "number": 0.0, "text": ""}[self.type]
+        empty: dict[str, int | float | str] = {"integer": 0, "number": 0.0, "text": ""}
+        return empty[self.type]
 
 
 @dataclass(frozen=True, slots=True)
