@@ -173,8 +173,10 @@ class VectorIndex(ABC):
         if k < 1:
             raise ValueError(f"k must be at least 1, not {k}")
         rows = self._rows(np.atleast_2d(np.asarray(queries, dtype=np.float32)))
-        allowed = among
-        if not (among is None or isinstance(among, Condition)):
+        allowed: NDArray[np.int64] | Condition | None
+        if among is None or isinstance(among, Condition):
+            allowed = among
+        else:
             allowed = ascending(np.asarray(among, dtype=np.int64))
         found = min(k, len(self) if allowed is None else len(allowed), len(self))
         if found == 0 or len(rows) == 0:

@@ -16,6 +16,7 @@ from mmsearch.indexes.faiss import FaissIndex
 from mmsearch.indexes.faiss_approximate import ApproximateIndex, Kind
 from mmsearch.indexes.faiss_hnsw import HnswIndex
 from mmsearch.indexes.faiss_ivf import train
+from mmsearch.indexes.other_queries import HELD_OUT, other_queries
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -31,10 +32,6 @@ logger = logging.getLogger(__name__)
 
 K = 10
 """Recall is measured among the first ten."""
-HELD_OUT = 1_000
-"""Vectors kept aside as queries: one half of them tunes, the other measures."""
-OWN_QUERIES_FROM = 100
-"""With fewer queries of the other kind, they are imitated."""
 MARGIN = 0.25
 """Share of the allowed loss by which tuning must do better: it chooses, so it flatters itself."""
 TIMED = 40
@@ -185,7 +182,7 @@ def _approximate(
     rest = np.delete(np.arange(n), held_out)
     index = _empty(vectors, rest, kind, generator, lambda d, t: progress("train", d, t))
     own = vectors[held_out].astype(np.float32)
-    others, origin = _other_queries(queries, own, generator)
+    others, origin = other_queries(queries, own, generator)
     truth = flat
     if truth is None:
         truth = FaissIndex(vectors.shape[1])
@@ -228,26 +225,6 @@ def _empty(
     trained = min(TRAINED_PER_LIST * lists, len(rest))
     sample = np.sort(generator.choice(rest, trained, replace=False))
     return train(vectors[sample].astype(np.float32), lists, kind, progress=progress)
-
-
-def _other_queries(
-    queries: NDArray[np.float32] | None,
-    own: NDArray[np.float32],
-    generator: np.random.Generator,
-) -> tuple[NDArray[np.float32], str]:
-    """Return queries that come from elsewhere, and whether they were given or imitated.
-
-    The vectors of texts lie apart from those of pictures by an offset that is much the same for
-    all, and scatter (Liang et al., "Mind the Gap", 2022): searching from there is harder.
-    """
-    if queries is not None and len(queries) >= OWN_QUERIES_FROM:
-        chosen = generator.choice(len(queries), min(HELD_OUT, len(queries)), replace=False)
-        return np.ascontiguousarray(queries[chosen], dtype=np.float32), "given"
-    dim = own.shape[1]
-    offset = generator.normal(size=dim) * 0.9 / math.sqrt(dim)
-    scatter = generator.normal(size=own.shape) * 0.5 / math.sqrt(dim)
-    moved = own + offset + scatter
-    return (moved / np.linalg.norm(moved, axis=1, keepdims=True)).astype(np.float32), "imitated"
 
 
 def _tune(

@@ -2,9 +2,9 @@
 
 Whoever writes reads what was written: consistency level Session, and Strong at the first question
 after writing, because with Session Milvus 2.3.5 does not see what the same session has just
-deleted. Others ask without waiting (Bounded): of what a writer has finished, whose last question was a Strong one, they see
-everything; of what one is at, what is at most five seconds old. Of several replicas each may be
-these seconds behind.
+deleted. Others ask without waiting (Bounded): of what a writer has finished, whose last question
+was a Strong one, they see everything; of what one is at, what is at most five seconds old. Of
+several replicas each may be these seconds behind.
 
 A row is never inserted, always upserted: Milvus would keep two under one id. There are no
 partitions: a collection is one library's vectors by one encoder already, and a partition key helps
@@ -70,7 +70,8 @@ class Field:
     @property
     def empty(self) -> int | float | str:
         """What stands where nothing is given."""
-        return {"integer": 0, "number": 0.0, "text": ""}[self.type]
+        empty: dict[str, int | float | str] = {"integer": 0, "number": 0.0, "text": ""}
+        return empty[self.type]
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,13 +190,14 @@ class Collection:
                 fields.append(Field(each["name"], type_))
         try:
             about = json.loads(told.get("description") or "{}")
-            if about.pop(MADE, None) != FORMAT or dim < 1:
-                raise ValueError
+            ours = about.pop(MADE, None) == FORMAT and dim > 0
         except (ValueError, AttributeError):
+            ours = False
+        if not ours:
             raise StoreError(
                 f"The collection {name} at {server.address} is none that mmsearch made. Drop or "
                 "rename it, or give another database."
-            ) from None
+            )
         state = (told.get("properties") or {}).get(STATE)
         opened = cls(server, name, dim, fields, about, IndexSpec("flat", {}), state)
         opened._read_index()
@@ -263,9 +265,10 @@ class Collection:
             total, left = int(told["total_rows"]), int(told["pending_index_rows"])
             progress("index", total - left, total)
             if str(told.get("state")) == "Failed":
+                reason = told.get("index_state_fail_reason") or "it does not say why"
                 raise StoreError(
                     f"The server at {self.server.address} cannot make the index "
-                    f"{self.spec.type}: {told.get('index_state_fail_reason') or 'it does not say why'}"
+                    f"{self.spec.type}: {reason}"
                 )
             if left == 0:
                 return

@@ -6,8 +6,8 @@
 Beside each vector is kept what filters ask of its picture (`store_fields`). The catalog notes how
 far each collection was brought (`catalog.stored`), and each collection is marked with the state it
 is in: a catalog that was restored, or a copy of it, finds a mark that it does not know and fills
-the collection anew. Every row is upserted under its id, so that a run that was cut off goes on where
-it was, and what was sent twice is there once. Queries use a collection as it stands.
+the collection anew. Every row is upserted under its id, so that a run that was cut off goes on
+where it was, and what was sent twice is there once. Queries use a collection as it stands.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ from mmsearch.indexes.milvus_choice import IndexSpec, choose
 from mmsearch.indexes.milvus_collection import Collection, Rows
 from mmsearch.indexes.milvus_server import Server
 from mmsearch.retrieval.catalog.stored import StoreRecord
-from mmsearch.retrieval.index_files import SAMPLED, Report, silent
+from mmsearch.retrieval.index_files import Report, silent
 from mmsearch.retrieval.schema import Target
 from mmsearch.retrieval.store_fields import FIELDS, values
+from mmsearch.retrieval.store_recall import ASKED, asked_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -47,13 +48,8 @@ __all__ = ["IndexStore", "reach"]
 
 logger = logging.getLogger(__name__)
 
-ASKED = 10
-QUERIES = 200
-"""Vectors of each kind that recall is measured with."""
 MEASURED_AGAIN = 1.3
 """From so many times the vectors that recall was measured with, it is measured again."""
-ROWS_AT_ONCE = 20_000
-"""Vectors that are compared at once where the true neighbours are looked for."""
 SETTINGS = ("recall", "memory_bytes", "kind")
 """Of what `mmsearch optimize` is asked, what a store can be told."""
 
@@ -115,7 +111,7 @@ class IndexStore:
         self._check(collection, row)
         if behind := self._behind(record, collection, row):
             logger.warning(
-                "the store at %s %s; answers are as of then. Bring it up to date: mmsearch index %s",
+                "the store at %s %s; it answers as it is. Bring it up to date: mmsearch index %s",
                 self._server.address,
                 behind,
                 quoted(self._root),
@@ -128,10 +124,10 @@ class IndexStore:
         row: LibraryRow,
         *,
         settings: Mapping[str, Any] | None = None,
-        train: bool,  # noqa: ARG002 (a server trains by itself)
+        train: bool,
         progress: Report,
     ) -> VectorIndex:
-        """Bring a collection to a state, with the index asked for, as `Library.build_index` does."""
+        """Bring a collection to a state, with the index asked for; see `Library.build_index`."""
         return self._brought(target, row, settings, progress, by_id=True)
 
     def search_of(self, target: Target, row: LibraryRow) -> tuple[bool, float | None]:
@@ -214,7 +210,7 @@ class IndexStore:
         *,
         by_id: bool = False,
     ) -> VectorIndex:
-        """Bring a collection to the state that `row` names: add, replace, delete, index, measure."""
+        """Bring a collection to the state that `row` names: fill, change, index, measure."""
         self._server.check(writing=True)
         encoder_id, spec = _encoder(row)
         ids = self._catalog.vector_ids(target, encoder_id)
@@ -374,13 +370,17 @@ class IndexStore:
         """Return what is known of an index, measuring what it finds where that is not known yet."""
         facts = dict(record.facts)
         same = facts.get("measured") == [index.collection.spec.kind, settings.get("recall", 0.99)]
-        if index.exact or n < ASKED:
+        if index.exact or n < 2 * ASKED:
             return {**facts, "effort": None, "recall": None, "n": n, "measured": None}
         if same and n <= MEASURED_AGAIN * facts.get("n", 0):
             return facts
-        queries = self._queries(target, row)
-        true = self._true(target, row, queries)
-        index.tune(queries, true, settings.get("recall", 0.99))
+        asked = asked_of(
+            self._catalog,
+            target,
+            _encoder(row)[0],
+            lambda each, ids: self._vectors(each, row, ids),
+        )
+        index.tune(asked, settings.get("recall", 0.99))
         return {
             **facts,
             "effort": index.effort,
@@ -388,34 +388,6 @@ class IndexStore:
             "n": n,
             "measured": [index.collection.spec.kind, settings.get("recall", 0.99)],
         }
-
-    def _queries(self, target: Target, row: LibraryRow) -> Vectors:
-        """Return a few hundred vectors of pictures and of captions, in turns."""
-        encoder_id, spec = _encoder(row)
-        found = []
-        for each in (target, Target.CAPTIONS if target is Target.IMAGES else Target.IMAGES):
-            ids = self._catalog.vector_ids(each, encoder_id)
-            some = ids[:: max(1, len(ids) // SAMPLED)][:: max(1, min(len(ids), SAMPLED) // QUERIES)]
-            found.append(self._vectors(each, row, some)[1])
-        queries = np.concatenate(found).reshape(-1, spec.dim)
-        # The halves that choose and that measure are those of even and odd rows.
-        return queries[np.random.default_rng(0).permutation(len(queries))]
-
-    def _true(self, target: Target, row: LibraryRow, queries: Vectors) -> Ids:
-        """Return `int64[q, 10]`, the nearest of each query by exact comparison."""
-        ids = self._catalog.vector_ids(target, _encoder(row)[0])
-        best = np.full((len(queries), ASKED), -1, dtype=np.int64)
-        scores = np.full((len(queries), ASKED), -np.inf, dtype=np.float32)
-        for start in range(0, len(ids), ROWS_AT_ONCE):
-            known, vectors = self._vectors(target, row, ids[start : start + ROWS_AT_ONCE])
-            both = np.concatenate([scores, queries @ vectors.T], axis=1)
-            order = np.argpartition(-both, ASKED - 1, axis=1)[:, :ASKED]
-            named = np.concatenate(
-                [best, np.broadcast_to(known, (len(queries), len(known)))], axis=1
-            )
-            best = np.take_along_axis(named, order, axis=1)
-            scores = np.take_along_axis(both, order, axis=1)
-        return best
 
     def _index(
         self, collection: Collection, record: StoreRecord, target: Target, row: LibraryRow

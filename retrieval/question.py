@@ -141,7 +141,8 @@ class Question:
             index: of what is looked for.
             vectors: `float32[p, dim]`, as `embedded` returns them.
             k: at least 1.
-            among: `int64[m]`, ascending, the only ids that may be answers; or the index's condition.
+            among: `int64[m]`, ascending, the only ids that may be answers; or a condition of the
+                index.
             calibration: what scores mean; a question with operators needs it.
 
         Raises:

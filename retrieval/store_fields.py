@@ -42,26 +42,25 @@ if TYPE_CHECKING:
 
 __all__ = ["FIELDS", "expression", "values"]
 
-FIELDS = tuple(
-    Field(column.value, kind)
-    for kind, columns in (
-        (
-            "integer",
-            (
-                Column.SIZE,
-                Column.MODIFIED,
-                Column.TAKEN,
-                Column.INDEXED,
-                Column.WIDTH,
-                Column.HEIGHT,
-                Column.PIXELS,
-                Column.ORIENTATION,
-            ),
-        ),
-        ("number", (Column.LATITUDE, Column.LONGITUDE)),
-        ("text", (Column.NAME, Column.FOLDER, Column.EXT, Column.FORMAT, Column.CAMERA)),
-    )
-    for column in columns
+FIELDS = (
+    *(
+        Field(column.value, "integer")
+        for column in (
+            Column.SIZE,
+            Column.MODIFIED,
+            Column.TAKEN,
+            Column.INDEXED,
+            Column.WIDTH,
+            Column.HEIGHT,
+            Column.PIXELS,
+            Column.ORIENTATION,
+        )
+    ),
+    *(Field(column.value, "number") for column in (Column.LATITUDE, Column.LONGITUDE)),
+    *(
+        Field(column.value, "text")
+        for column in (Column.NAME, Column.FOLDER, Column.EXT, Column.FORMAT, Column.CAMERA)
+    ),
 )
 """Dates are microseconds since 1970, by the clock they were told by; `modified` is nanoseconds."""
 
@@ -135,9 +134,8 @@ def _said(filter_: Filter, *, negated: bool) -> str:
     """
     match filter_:
         case And(items) | Or(items):
-            both = isinstance(filter_, And) != negated
-            said = (_said(item, negated=negated) for item in items)
-            return "(" + (" and " if both else " or ").join(said) + ")"
+            joint = " and " if isinstance(filter_, And) != negated else " or "
+            return "(" + joint.join(_said(item, negated=negated) for item in items) + ")"
         case Not(item):
             return _said(item, negated=not negated)
         case Between(column, low, high):

@@ -11,6 +11,7 @@ Set that variable yourself to run the tests against a cluster of your own.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import subprocess
@@ -36,7 +37,7 @@ class Server:
         """Start it and wait until it says that it is well."""
         # A session that died with its server is believed to be alive for so many seconds.
         os.environ["COMMON_SESSION_TTL"] = "5"
-        os.environ["no_proxy"] = "127.0.0.1"  # noqa: SIM112
+        os.environ["no_proxy"] = "127.0.0.1"
         from milvus import MilvusServer
 
         server = MilvusServer()
@@ -67,10 +68,8 @@ class Server:
 
 
 def _alive(pid: int) -> bool:
-    try:
+    with contextlib.suppress(ChildProcessError):
         os.waitpid(pid, os.WNOHANG)
-    except ChildProcessError:
-        pass
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:

@@ -237,7 +237,7 @@ def test_a_graph_is_tuned_and_says_what_it_finds(make: Any) -> None:
     queries = vectors(200, 32, seed=5)
     true = np.argsort(-(queries @ rows.T), axis=1)[:, :10]
     assert index.recall is None
-    index.tune(queries, true, 0.98)
+    index.tune([(queries, true)], 0.98)
     found = index.search(queries, 10).ids
     share = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(found, true, strict=True)])
     assert index.recall == pytest.approx(share, abs=0.02)
@@ -279,7 +279,7 @@ def test_threads_share_an_index(make: Any) -> None:
 
 def test_what_a_server_cannot_make_is_refused_at_once(make: Any, server: Server) -> None:
     if server.check() < (2, 4):
-        with pytest.raises(StoreError, match="needs Milvus 2.4 or later"):
+        with pytest.raises(StoreError, match=r"needs Milvus 2\.4 or later"):
             make(kind="gpu-cagra")
     with pytest.raises(StoreError, match="has no index 'diskann'"):
         make(kind="diskann")

@@ -17,7 +17,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 import mmsearch
-from mmsearch import indexes
 from mmsearch.errors import SourceError, StoreError, StoreUnavailable
 from mmsearch.indexes.milvus import MilvusIndex
 from mmsearch.indexes.milvus_choice import choose
@@ -90,9 +89,14 @@ def same_answers(one, other, encoder):
                 assert a.considered == b.considered
                 assert (a.exact, a.recall) == (True, 1.0)
                 scores = [[hit.score for hit in r.hits] for r in (a, b)]
-                np.testing.assert_allclose(scores[0], scores[1], atol=2e-3)
-                assert {h.path for h in a.hits if h.score > min(scores[0], default=0) + 2e-3} == {
-                    h.path for h in b.hits if h.score > min(scores[1], default=0) + 2e-3
+                # A probability depends on which pictures were sampled, and when.
+                near = 2e-2 if "NOT" in question else 2e-3
+                np.testing.assert_allclose(scores[0], scores[1], atol=near)
+                if "NOT" in question:
+                    continue
+                # Those that score as the last ones do may be others.
+                assert {h.path for h in a.hits if h.score > min(scores[0], default=0) + near} == {
+                    h.path for h in b.hits if h.score > min(scores[1], default=0) + near
                 }
         a, b = (each.search("blue", to="captions", k=2) for each in (there, here))
         assert [hit.caption for hit in a.hits] == [hit.caption for hit in b.hits]
@@ -214,12 +218,13 @@ def test_another_model_and_another_store_are_told(folder, encoder):
     with pytest.raises(SourceError, match="keeps its store at"):
         index(folder, model=encoder, store="milvus://elsewhere.invalid:1/x")
     with closing(Library.open(folder)) as opened:
-        name = [r.collection for r in opened.catalog.store_records() if "images" in r.collection][0]
+        name = opened.catalog.store_records()[-1].collection
+        assert name.endswith("_images")
     server = Server(STORE)
     Collection.create(server, name, 13, choose(1, 13, server.check()), about={"model": "other@2"})
-    with mmsearch.open(folder, model=encoder) as engine:
-        with pytest.raises(StoreError, match=r"holds vectors of other@2, length 13.*Drop the"):
-            engine.search("blue")
+    said = r"holds vectors of other@2, length 13.*Drop the"
+    with mmsearch.open(folder, model=encoder) as engine, pytest.raises(StoreError, match=said):
+        engine.search("blue")
     with pytest.raises(StoreError, match=r"holds vectors of other@2"):
         index(folder, model=encoder)
 
@@ -292,7 +297,6 @@ def test_a_filter_of_many_travels_as_an_expression(folder, encoder, monkeypatch)
             assert found.considered == len(right)
             assert {hit.id for hit in found.hits} <= set(right.tolist())
         assert asked[0] == "width > 60"
-    assert indexes.IndexFileError is not None
 
 
 @pytest.mark.skipif(
@@ -314,7 +318,8 @@ Collection.batch = 5
 put = Collection.upsert
 def slowly(self, rows):
     put(self, rows)
-    print("sent", flush=True)
+    sys.stdout.write("sent" + chr(10))
+    sys.stdout.flush()
     time.sleep(0.1)
 Collection.upsert = slowly
 print(index(Path(sys.argv[1]), model=ColourEncoder(), store=sys.argv[2]).files, flush=True)

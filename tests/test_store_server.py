@@ -183,9 +183,13 @@ def test_what_was_done_before_a_failure_is_told():
             raise StoreUnavailable("gone")
 
     done = []
-    with pytest.raises(StoreUnavailable, match="gone"):
+
+    def consume():
         for number, _ in in_flight(work, range(9), 3):
             done.append(number)
+
+    with pytest.raises(StoreUnavailable, match="gone"):
+        consume()
     assert done == [0, 1, 2, 3, 4]
 
 
