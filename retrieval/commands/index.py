@@ -95,6 +95,15 @@ def index(
     retry: Annotated[
         bool, typer.Option("--retry", help="Read files again that could not be indexed before.")
     ] = False,
+    on: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CLUSTER",
+            help="Have a cluster of Ray read and embed: ray://HOST:10001, auto (the one that runs "
+            "here) or local (this machine). It must see the pictures at the same place (extra ray).",
+            show_default="this process",
+        ),
+    ] = None,
     wait: Wait = None,
     as_json: Json = False,
 ) -> None:
@@ -130,6 +139,7 @@ def index(
                 captions=captions,
                 describe=describe,
                 retry=retry,
+                on=on,
                 wait=wait or 0,
                 progress=follow,
             )
@@ -168,6 +178,10 @@ def _summary(report: IndexReport, path: Path) -> str:
     if rate and report.seconds >= WORTH_A_WORD_S and report.bottleneck:
         rate += f", {report.bottleneck}-bound"
     lines = [f"{' · '.join(parts)} ({report.seconds:.1f} s{rate})"]
+    lines += [
+        f"{node.node}: {node.pictures:,} pictures, {node.images_per_second:,.0f}/s"
+        for node in report.nodes
+    ]
     if report.problems:
         files = "1 file needs" if report.problems == 1 else f"{report.problems:,} files need"
         lines.append(
