@@ -144,10 +144,11 @@ def joined(address: str) -> Iterator[Cluster]:
         MissingExtra: Ray is not installed, or not all of it.
     """
     check_address(address)
+    environment = {name: value for name, value in os.environ.items() if name.startswith("RAY_")}
     _prepare_environment()
     try:
         import ray
-        import ray.data  # noqa: F401 (its parts may be missing)
+        import ray.data
     except ImportError as error:
         raise MissingExtra(error.name or "ray", "ray") from error
     if ray.is_initialized():
@@ -172,6 +173,10 @@ def joined(address: str) -> Iterator[Cluster]:
         with suppress(Exception):
             ray.shutdown()
         _restore_signal_handler(handler)
+        # Ray tells itself there how it was started, which another cluster may not be.
+        for name in [name for name in os.environ if name.startswith("RAY_")]:
+            del os.environ[name]
+        os.environ.update(environment)
         for name, level in levels.items():
             logging.getLogger(name).setLevel(level)
         if temporary is not None:
@@ -184,10 +189,6 @@ def _prepare_environment() -> None:
     # Of its C++ part, which writes to our stderr.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    # As Ray does by itself, but for `ray://`: where there is a token, it is shown.
-    tokens = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
-    if any(map(os.environ.get, tokens)) or (Path.home() / ".ray" / "auth_token").is_file():
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
 @contextmanager
@@ -228,8 +229,9 @@ def _connect(ray: Any, address: str, temporary: Path | None) -> None:  # noqa: A
                 "--head, name another: --on ray://HOST:10001, or use this machine: --on local"
             ) from error
         raise ClusterError(
-            f"Ray at {address} does not answer as a cluster should. Is it the right port (10001 of "
-            "the head with ray://), and does it ask for a token ($RAY_AUTH_TOKEN)?"
+            f"Ray at {address} does not answer as a cluster should. Check the port (with ray:// it "
+            "is 10001 of the head) and, where it asks for a token, RAY_AUTH_MODE=token and "
+            "RAY_AUTH_TOKEN."
         ) from error
     except (RuntimeError, ValueError, OSError) as error:
         if "ersion mismatch" in str(error) or "ersion_info" in str(error):

@@ -2,9 +2,10 @@
 
     blocks of paths → a pool of actors, one encoder each: read, embed → batches, in the files' order
 
-An actor does with a block what `embedding.embed_files` does with all files on one machine. Ray gives
-a block again to another actor where a machine is lost; it comes out once. A picture that takes its
-process down with it, time after time, is found out by going on alone (`Ledger`), and left out.
+An actor does with a block what `embedding.embed_files` does with all files on one machine. Ray
+gives a block again to another actor where a machine is lost; it comes out once. A picture that
+takes its process down with it, time after time, is found out by going on alone (`Ledger`), and left
+out.
 """
 
 from __future__ import annotations
@@ -67,6 +68,9 @@ CALLS_AHEAD = 2 * CALLS_AT_ONCE
 
 TRIES_TOGETHER = 2
 """After so many deaths of a block's process its pictures go one at a time."""
+
+DEATHS_AT_BIRTH = 4
+"""So many actors more than twice what there are may fail to start, one after the other."""
 
 SHIPPED_BYTES = 2 << 30
 """A model's folder of up to this size is sent to machines that do not have it."""
@@ -168,7 +172,7 @@ def blocks_of(files: Mapping[str, FoundFile], batch_size: int, nodes: int) -> It
         yield Block(number, part)
 
 
-def in_order(done: Iterable[Done], blocks: int) -> Iterator[Done]:
+def in_order(done: Iterable[Done], blocks: int) -> Generator[Done, None, None]:
     """Yield each of `blocks` once and in order, whatever order they come in and how often.
 
     Those that came too early are held; Ray sends them in order, so that these are few.
@@ -508,6 +512,8 @@ def _stream(blocks: list[bytes], work: Work, pool: _Pool) -> Iterator[bytes]:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.execution_options.preserve_order = True
+    # One that is given up before it ran, as there is nothing left for it, counts as a death too.
+    context.max_consecutive_actor_init_deaths = 2 * pool.most + DEATHS_AT_BIRTH
     rows = ray.data.from_items(
         [{"block": block} for block in blocks], override_num_blocks=len(blocks)
     )
@@ -630,15 +636,16 @@ def _look_around(
 def _explained(error: Exception, cluster: Cluster) -> MmsearchError:
     """Return what a failure of Ray's comes to, in one line."""
     cause: BaseException | None = error
-    seen: set[int] = set()
-    while cause is not None and id(cause) not in seen:
-        seen.add(id(cause))
+    seen: list[BaseException] = []
+    while cause is not None and cause not in seen:
+        seen.append(cause)
         if isinstance(cause, MmsearchError):
             return ClusterError(str(cause))
-        last = cause
         cause = getattr(cause, "cause", None) or cause.__cause__
-    lines = [line.strip() for line in str(last).splitlines() if line.strip()]
+    # Of a trace from elsewhere the last line says what it was.
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    why = lines[-1].rstrip(".") if lines else type(error).__name__
     return ClusterError(
-        f"The work on {cluster.address} ended early: {lines[-1] if lines else type(last).__name__} "
-        "What came until then is saved; run the same command again."
+        f"The work on {cluster.address} ended early: {why}. What came until then is saved; run the "
+        "same command again."
     )

@@ -100,7 +100,8 @@ def index(
         typer.Option(
             metavar="CLUSTER",
             help="Have a cluster of Ray read and embed: ray://HOST:10001, auto (the one that runs "
-            "here) or local (this machine). It must see the pictures at the same place (extra ray).",
+            "here) or local (this machine alone). It must see the pictures at the same place "
+            "(extra ray).",
             show_default="this process",
         ),
     ] = None,
