@@ -44,6 +44,9 @@ LOOKED_AT_WITHIN_S = 120.0
 LOCAL_STORE_BYTES = 256 << 20
 """Ray's shared memory on one machine: vectors on their way to the catalog, and paths on theirs."""
 
+LONGEST_TEMPORARY = 24
+"""Bytes of a path that Ray's own names can be added to."""
+
 _LOGGERS = ("ray", "ray.data")
 
 
@@ -157,7 +160,7 @@ def joined(address: str) -> Iterator[Cluster]:
         )
     handler = _signal_handler()
     levels = {name: logging.getLogger(name).level for name in _LOGGERS}
-    temporary = Path(tempfile.mkdtemp(prefix="mms-")) if address == LOCAL else None
+    temporary = _own_folder() if address == LOCAL else None
     try:
         with _quiet():
             _connect(ray, address, temporary)
@@ -181,6 +184,13 @@ def joined(address: str) -> Iterator[Cluster]:
             logging.getLogger(name).setLevel(level)
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _own_folder() -> Path:
+    """Make a folder for Ray's sockets, whose paths may have no more than 107 bytes."""
+    usual = tempfile.gettempdir()
+    short = len(os.fsencode(usual)) <= LONGEST_TEMPORARY or not Path("/tmp").is_dir()
+    return Path(tempfile.mkdtemp(prefix="mms-", dir=usual if short else "/tmp"))
 
 
 def _prepare_environment() -> None:

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from mmsearch.errors import ClusterError, MediaError, MmsearchError
+from mmsearch.retrieval.addresses import address_of
 from mmsearch.retrieval.cluster import LOCAL, Cluster, Node
 from mmsearch.retrieval.embedding import Embedded, embed_files
 from mmsearch.retrieval.encoders import Encoder, load_encoder
@@ -589,38 +590,36 @@ def _look_around(
     """
     import mmsearch
 
-    named = next((path for path, file in files.items() if file.place is None), None)
-    version, sample = mmsearch.__version__, None if named is None else root / named
+    version, first = mmsearch.__version__, next(iter(files))
+    address = address_of(first)
+    sample = None
+    if address is None:
+        # Of what lies in a container that one is a file.
+        sample = next(each for each in (root / first, *(root / first).parents) if each.is_file())
     model = Path(encoder.location)
     is_folder = (model / "encoder.json").is_file()
 
     # Inside of a function, so that it travels as code: mmsearch may be missing there.
-    def look() -> tuple[str | None, bool, bool]:
+    def look() -> tuple[str | None, str, bool]:
         try:
             import mmsearch
         except ImportError:
-            return None, False, False
+            return None, "", False
         if mmsearch.__version__ != version:
-            return str(mmsearch.__version__), False, False
-        return (
-            version,
-            sample is None or sample.is_file(),
-            not is_folder or (model / "encoder.json").is_file(),
-        )
+            return str(mmsearch.__version__), "", False
+        lacks = "" if sample is None or sample.is_file() else f"cannot see {sample}"
+        if address is not None:
+            from mmsearch.retrieval.objects import check_driver
+
+            try:
+                check_driver(address)
+            except mmsearch.MmsearchError as error:
+                lacks = f"cannot read {address}: {error}"
+        return version, lacks, not is_folder or (model / "encoder.json").is_file()
 
     seen = cluster.on_every_node(look)
-    for node, (there, sees_pictures, _) in seen.items():
-        if there != version:
-            what = "no mmsearch" if there is None else f"mmsearch {there}"
-            raise ClusterError(
-                f"{node.name} of {cluster.address} has {what}, and {version} is needed. Install it "
-                'on every machine: pip install "mmsearch[ray]"'
-            )
-        if not sees_pictures:
-            raise ClusterError(
-                f"{node.name} of {cluster.address} cannot see {sample}. Mount the folder at the "
-                "same place on every machine, or index an object store: s3://bucket/photos"
-            )
+    for node, (there, lacks, _) in seen.items():
+        _refuse_unfit(f"{node.name} of {cluster.address}", there, lacks, in_store=bool(address))
     if all(has_model for _, _, has_model in seen.values()):
         return None
     parts = [path for path in sorted(model.rglob("*")) if path.is_file()]
@@ -631,6 +630,26 @@ def _look_around(
             "at the same place on every machine."
         )
     return {path.relative_to(model).as_posix(): path.read_bytes() for path in parts}
+
+
+def _refuse_unfit(machine: str, there: str | None, lacks: str, *, in_store: bool) -> None:
+    """Raise where a machine has not our version, or lacks something."""
+    import mmsearch
+
+    version = mmsearch.__version__
+    if there != version:
+        what = "no mmsearch" if there is None else f"mmsearch {there}"
+        raise ClusterError(
+            f"{machine} has {what}, and {version} is needed. Install it on every machine: "
+            'pip install "mmsearch[ray]"'
+        )
+    if lacks and in_store:
+        raise ClusterError(f"{machine} {lacks}")
+    if lacks:
+        raise ClusterError(
+            f"{machine} {lacks}. Mount the folder at the same place on every machine, or index an "
+            "object store: s3://bucket/photos"
+        )
 
 
 def _explained(error: Exception, cluster: Cluster) -> MmsearchError:
