@@ -164,6 +164,7 @@ def joined(address: str) -> Iterator[Cluster]:
     try:
         with _quiet():
             _connect(ray, address, temporary)
+        _keep_from_stdout(ray)
         # Ray takes what ends a program politely for itself.
         _restore_signal_handler(handler)
         for name in _LOGGERS:
@@ -199,6 +200,16 @@ def _prepare_environment() -> None:
     # Of its C++ part, which writes to our stderr.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+
+def _keep_from_stdout(ray: Any) -> None:  # noqa: ANN401
+    """Have Ray not print to stdout, which is ours, when a machine or a process is lost.
+
+    What comes of that is told as an error or a problem; there is no setting for it.
+    """
+    worker = ray._private.worker
+    if hasattr(worker, "print_to_stdstream"):
+        worker.print_to_stdstream = lambda *_, **__: None
 
 
 @contextmanager

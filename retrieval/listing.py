@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmsearch.retrieval.addresses import shown
+from mmsearch.retrieval.addresses import address_of, shown
 from mmsearch.retrieval.confidence import confidence
 from mmsearch.retrieval.schema import Hit
 
@@ -137,6 +137,8 @@ def shell_path(results: Results, hit: Hit, working: Path) -> str:
     """
     if results.library is None:
         return f"./{hit.path}" if hit.path.startswith("-") else hit.path
+    if (address := address_of(results.file(hit))) is not None:
+        return address
     try:
         relative = os.fspath(results.library.relative_to(working) / hit.path)
     except ValueError:

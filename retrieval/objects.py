@@ -219,14 +219,14 @@ def join(address: str, name: str) -> str:
 def _system(address: str) -> tuple[Any, str]:
     """Return what reads an address, and its path there."""
     try:
-        import fsspec
+        from fsspec import core, registry
     except ImportError as error:
         raise MissingExtra("fsspec", "objects") from error
     scheme = address.partition("://")[0]
     try:
-        system, path = fsspec.core.url_to_fs(address)
+        system, path = core.url_to_fs(address)
     except ImportError as error:
-        known = fsspec.registry.known_implementations.get(scheme, {})
+        known = registry.known_implementations.get(scheme, {})
         driver = str(known.get("class", scheme)).partition(".")[0]
         raise SourceError(
             f"Addresses that begin with {scheme}:// are read by {driver}, which is not installed. "

@@ -135,14 +135,16 @@ def test_whoever_reads_pictures_again_reads_them_there(store, tmp_path, encoder)
 
 def test_pictures_in_a_store_are_found_explained_copied_and_embedded_anew(store, tmp_path):
     from mmsearch.retrieval.copies import copy_pictures
-    from mmsearch.retrieval.listing import records
+    from mmsearch.retrieval.listing import shell_path
 
     root = tmp_path / "library"
     mmsearch.index(PHOTOS, root=root)
     with mmsearch.open(root) as engine:
         found = engine.search("a red picture", k=3)
         assert {hit.path for hit in found.hits} == {f"{PHOTOS}/{name}" for name in NAMES}
-        assert {row["file"] for row in records(found)} == {f"{PHOTOS}/{n}" for n in NAMES}
+        assert {shell_path(found, hit, tmp_path) for hit in found.hits} == {
+            f"{PHOTOS}/{name}" for name in NAMES
+        }
         placed = copy_pictures(found, tmp_path / "copies")
         assert (placed.unpacked, placed.skipped) == (3, [])
         assert engine.search(image=f"{PHOTOS}/red.jpg", k=1).hits[0].path == f"{PHOTOS}/red.jpg"
@@ -210,7 +212,8 @@ def test_a_network_that_stumbles_is_asked_again_and_forgets_nothing(
 ):
     root = tmp_path / "library"
     stumbling = Stumbling(store, {"red.jpg": 2}, ConnectionError("reset by peer"))
-    monkeypatch.setattr(store, "cat_file", stumbling)
+    # Each thread has a file system of its own.
+    monkeypatch.setattr(type(store), "cat_file", lambda _, path, **asked: stumbling(path, **asked))
     report = index(PHOTOS, root=root, model=encoder)
     assert (report.added, report.problems) == (3, 0)
     assert stumbling.asked.count("/bucket/photos/red.jpg") == 3
@@ -342,5 +345,5 @@ def test_migrating_reads_objects_again(store, tmp_path):
 
     root = tmp_path / "library"
     index(PHOTOS, root=root, model=ColourEncoder("1"))
-    report = migrate(root, ColourEncoder("2"))
+    report = migrate(root, model=ColourEncoder("2"))
     assert report.embedded == 3

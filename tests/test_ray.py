@@ -101,7 +101,7 @@ def rows(folder: Path) -> dict[str, list[tuple[object, ...]]]:
     what = {
         "file": "id, path, size, mtime_ns, sha256, format, width, height, orientation, sidecars",
         "file_vector": "file_id, vector",
-        "problem": "path, kind, message, size, mtime_ns",
+        "problem": "path, kind, reason, size, mtime_ns",
         "caption": "*",
     }
     with sqlite3.connect(f"file:{folder}/.mmsearch/catalog.sqlite?mode=ro", uri=True) as database:
