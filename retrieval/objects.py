@@ -219,14 +219,15 @@ def join(address: str, name: str) -> str:
 def _system(address: str) -> tuple[Any, str]:
     """Return what reads an address, and its path there."""
     try:
-        from fsspec import core, registry
+        from fsspec.core import url_to_fs
+        from fsspec.registry import known_implementations
     except ImportError as error:
         raise MissingExtra("fsspec", "objects") from error
     scheme = address.partition("://")[0]
     try:
-        system, path = core.url_to_fs(address)
+        system, path = url_to_fs(address)
     except ImportError as error:
-        known = registry.known_implementations.get(scheme, {})
+        known = known_implementations.get(scheme, {})
         driver = str(known.get("class", scheme)).partition(".")[0]
         raise SourceError(
             f"Addresses that begin with {scheme}:// are read by {driver}, which is not installed. "

@@ -40,7 +40,8 @@ def index(
             parser=path_argument,
             metavar="PATH",
             help="The folder of pictures; it is only read. Or tar files ('shards/{000..012}.tar'), "
-            "a Parquet file, a list of paths (.txt, .jsonl), or - for a list on standard input.",
+            "a Parquet file, a list of paths (.txt, .jsonl), - for a list on standard input, or an "
+            "object store (s3://bucket/photos, with --root).",
         ),
     ],
     root: Annotated[
@@ -48,7 +49,7 @@ def index(
         typer.Option(
             parser=path_argument,
             metavar="FOLDER",
-            help="The library's folder, for lists and shards.",
+            help="The library's folder, for lists, shards and object stores.",
             show_default="the nearest library above the files, or their common folder",
         ),
     ] = None,
