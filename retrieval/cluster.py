@@ -199,6 +199,8 @@ def _prepare_environment() -> None:
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     # Of its C++ part, which writes to our stderr.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    # What we start is all there is to this machine's work: not behind everything else, Ray's way.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 

@@ -13,6 +13,8 @@ import sys
 from pathlib import Path
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+# Else its processes wait behind everything else that a busy machine does.
+os.environ["RAY_worker_niceness"] = "0"
 
 from ray.cluster_utils import Cluster
 
