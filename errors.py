@@ -18,6 +18,7 @@ A message says what happened, what was expected and what to do about it; faces p
   x QueryError            the question itself cannot be asked (also a ValueError)
     - RequestTooLarge     what is sent is more than a server takes
   x MediaError            one picture cannot be read; carries the `kind` of the problem
+  x ClusterError          machines that were to share the work cannot be reached or used
   x ServerError           a server did not answer as one should
     - ServerUnreachable   nobody answers there, or not in time
     - TokenRefused        it asks for a token, or for another one
@@ -32,6 +33,7 @@ import shlex
 from pathlib import Path
 
 __all__ = [
+    "ClusterError",
     "ConnectionLost",
     "LibraryError",
     "LibraryLocked",
@@ -127,6 +129,10 @@ class RequestTooLarge(QueryError):
     """What is sent, a picture most often, is more than a server takes."""
 
 
+class ClusterError(MmsearchError):
+    """Machines that were to share the work cannot be reached or used."""
+
+
 class ServerError(MmsearchError):
     """A server did not answer as one should."""
 
@@ -165,6 +171,9 @@ class MediaError(MmsearchError):
     def __init__(self, kind: str, reason: str) -> None:
         super().__init__(reason)
         self.kind = kind
+
+    def __reduce__(self) -> tuple[type[MediaError], tuple[str, str]]:
+        return type(self), (self.kind, str(self))
 
 
 class MissingExtra(MmsearchError, ImportError):

@@ -1,8 +1,9 @@
-"""Files that hold pictures: tar files, and Parquet files with the bytes of images.
+"""Pictures that are no files of their own: in tar and Parquet files, and in object stores.
 
-A picture in one has a path as if the file were a folder: `shard-000.tar/000123.jpg`,
+A picture in a file has a path as if the file were a folder: `shard-000.tar/000123.jpg`,
 `part-0.parquet/17` (the row). Nothing is unpacked to disk: a member of a tar file is read with one
-seek, a row of a Parquet file with its row group.
+seek, a row of a Parquet file with its row group. One in a store has its address for a path (see
+`addresses`), and the files with pictures may lie there too.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from mmsearch.errors import MediaError, MissingExtra
+from mmsearch.errors import MediaError, MissingExtra, SourceError
+from mmsearch.retrieval.addresses import address_of
 from mmsearch.retrieval.captions import (
     MAX_SIDECAR_BYTES,
     fingerprint,
@@ -21,6 +23,7 @@ from mmsearch.retrieval.captions import (
     sidecar_names,
 )
 from mmsearch.retrieval.media import MAX_FILE_BYTES, SUFFIXES, open_picture
+from mmsearch.retrieval.objects import StoredObject, object_exists
 from mmsearch.retrieval.parquet_files import ImageColumns, image_columns, read_row
 from mmsearch.retrieval.schema import Caption
 from mmsearch.retrieval.tar_files import TarDamaged, members, read_stretch
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CONTAINER_SUFFIXES",
     "Contents",
+    "InStore",
     "Place",
     "enclosing",
     "folders_of",
@@ -78,7 +82,7 @@ class Contents:
 
 @dataclass(frozen=True, slots=True)
 class _InTar:
-    tar: Path
+    tar: Path | StoredObject
     offset: int
     size: int
     beside: tuple[tuple[str, int, int], ...]
@@ -131,6 +135,45 @@ class _InParquet:
 
 
 @dataclass(frozen=True, slots=True)
+class InStore:
+    """A picture in an object store.
+
+    Attributes:
+        beside: address, size and time of what holds its captions.
+    """
+
+    address: str
+    size: int = 0
+    beside: tuple[tuple[str, int, int], ...] = ()
+
+    @property
+    def sidecars(self) -> str:
+        """As a folder's picture has them: names, sizes and times."""
+        return fingerprint(
+            [f"{StoredObject(one).name}:{size}:{time}" for one, size, time in self.beside]
+        )
+
+    def read(self) -> bytes:
+        """Return the picture's bytes; raise `MediaError` where there are none to be had."""
+        try:
+            return StoredObject(self.address).read()
+        except (MissingExtra, SourceError) as error:
+            raise MediaError("unreadable", str(error)) from error
+
+    def captions(self) -> list[Caption]:
+        """Return what stands beside it; nothing where that cannot be read."""
+        found = []
+        for address, _, _ in self.beside:
+            stored = StoredObject(address)
+            try:
+                content = stored.read_range(0, MAX_SIDECAR_BYTES)
+            except (OSError, MissingExtra, SourceError):
+                continue
+            found += parse_sidecar(stored.name, content)
+        return found
+
+
+@dataclass(frozen=True, slots=True)
 class _Nowhere:
     """What is asked of a container that does not have it, or cannot be looked into."""
 
@@ -152,8 +195,11 @@ def list_contents(path: Path) -> Contents:
     Raises:
         OSError: it cannot be looked at.
         MissingExtra: a Parquet file, and pyarrow is not installed.
+        SourceError: it lies in a store that cannot be used.
     """
-    return _list_parquet(path) if path.suffix.lower() == ".parquet" else _list_tar(path)
+    address = address_of(path)
+    file = path if address is None else StoredObject(address)
+    return _list_parquet(file) if path.suffix.lower() == ".parquet" else _list_tar(file)
 
 
 def enclosing(path: str, containers: Container[str]) -> str | None:
@@ -169,21 +215,22 @@ def folders_of(path: str) -> Iterator[str]:
 def places_of(root: Path, paths: Collection[str]) -> dict[str, Place]:
     """Return where those of `paths` lie that lead into containers below `root`.
 
-    Each container is listed once, and its pictures come in the order in which they are stored.
-    What is not in it, or not to be had, is a place too: reading it says why.
+    Or into object stores. Each container is listed once, and its pictures come in the order in
+    which they are stored. What is not in it, or not to be had, is a place too: reading it says why.
     """
     above = {folder for path in paths for folder in folders_of(path)}
     containers = {folder for folder in above if _is_container(root / folder)}
     inside: dict[str, list[str]] = {}
+    places: dict[str, Place] = {}
     for path in paths:
         container = enclosing(path, containers)
         if container is not None:
             inside.setdefault(container, []).append(path)
-    return {
-        path: place
-        for container, there in inside.items()
-        for path, place in _places_in(root, container, there)
-    }
+        elif (address := address_of(path)) is not None:
+            places[path] = InStore(address)
+    for container, there in inside.items():
+        places.update(_places_in(root, container, there))
+    return places
 
 
 def _places_in(root: Path, container: str, paths: list[str]) -> list[tuple[str, Place]]:
@@ -191,8 +238,8 @@ def _places_in(root: Path, container: str, paths: list[str]) -> list[tuple[str, 
         pictures = list_contents(root / container).pictures
         lost = _Nowhere("vanished", f"{container} holds it no more")
     except OSError as error:
-        pictures, lost = {}, _Nowhere("unreadable", f"{container}: {error.strerror}")
-    except MissingExtra as error:
+        pictures, lost = {}, _Nowhere("unreadable", f"{container}: {error.strerror or error}")
+    except (MissingExtra, SourceError) as error:
         pictures, lost = {}, _Nowhere("unreadable", str(error))
     asked = set(paths)
     stored = {
@@ -202,13 +249,26 @@ def _places_in(root: Path, container: str, paths: list[str]) -> list[tuple[str, 
 
 
 def is_there(root: Path, path: str) -> bool:
-    """Say whether a path below `root` is that of a file, or leads into one."""
+    """Say whether a path below `root` is that of a file, or leads into one.
+
+    What lies in a store that cannot be asked is not known to be gone.
+    """
+    if (address := address_of(path)) is not None:
+        ways = (address, *reversed(list(folders_of(address))))
+        try:
+            return any(
+                object_exists(way)
+                for way in ways
+                if way == address or StoredObject(way).suffix.lower() in CONTAINER_SUFFIXES
+            )
+        except (OSError, MissingExtra, SourceError):
+            return True
     places = (root / path, *(root / path).parents)
     return any(os.path.isfile(place) for place in places)  # noqa: PTH113 (says no where Path raises)
 
 
 def read_inside(path: Path) -> bytes | None:
-    """Return the bytes of the picture at a path that leads into a container, else None.
+    """Return the bytes of the picture at a path into a container or a store, else None.
 
     Raises:
         MediaError: there is such a container, and no such picture in it, or it cannot be read.
@@ -216,12 +276,13 @@ def read_inside(path: Path) -> bytes | None:
     # A folder may be called like a container: the file is what counts.
     container = next((one for one in path.parents if _is_container(one)), None)
     if container is None:
-        return None
+        address = address_of(path)
+        return None if address is None else InStore(address).read()
     name = path.relative_to(container).as_posix()
     try:
         place = list_contents(container).pictures.get(name)
     except OSError as error:
-        raise MediaError("unreadable", f"{container}: {error.strerror}") from error
+        raise MediaError("unreadable", f"{container}: {error.strerror or error}") from error
     if place is None:
         raise MediaError("vanished", f"{container} holds no picture {name}")
     return place.read()
@@ -251,11 +312,18 @@ def _is_there(path: Path) -> bool:
 
 
 def _is_container(path: Path) -> bool:
+    if path.suffix.lower() not in CONTAINER_SUFFIXES:
+        return False
+    if (address := address_of(path)) is not None:
+        try:
+            return object_exists(address)
+        except (OSError, MissingExtra, SourceError):
+            return True  # Listing it will say why it cannot be.
     # Unlike `Path.is_file`, `isfile` says no where a name is impossible.
-    return path.suffix.lower() in CONTAINER_SUFFIXES and os.path.isfile(path)  # noqa: PTH113
+    return os.path.isfile(path)  # noqa: PTH113
 
 
-def _list_parquet(path: Path) -> Contents:
+def _list_parquet(path: Path | StoredObject) -> Contents:
     contents = Contents()
     try:
         columns = image_columns(path)
@@ -268,7 +336,7 @@ def _list_parquet(path: Path) -> Contents:
     return contents
 
 
-def _list_tar(tar: Path) -> Contents:
+def _list_tar(tar: Path | StoredObject) -> Contents:
     contents = Contents()
     pictures = []
     others = {}

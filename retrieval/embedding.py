@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Container, Generator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -77,7 +77,7 @@ def embed_files(
     files: Mapping[str, FoundFile],
     encoder: Encoder,
     *,
-    contents: Mapping[bytes, int],
+    contents: Container[bytes],
     pace: Pace,
     workers: Workers | None = None,
     reranker: BundledReranker | None = None,

@@ -13,7 +13,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -21,8 +21,10 @@ from typing import TYPE_CHECKING, Any
 
 from mmsearch.errors import MediaError, ModelMismatch, SourceError, quoted
 from mmsearch.retrieval import null_distribution
+from mmsearch.retrieval.cluster import check_address, joined
 from mmsearch.retrieval.containers import is_there
 from mmsearch.retrieval.describing import describe_pictures
+from mmsearch.retrieval.distributed import NodeRate, NodeRates, embed_on
 from mmsearch.retrieval.embedding import Embedded, Progress, embed_captions, embed_files
 from mmsearch.retrieval.encoders import DEFAULT_MODEL, Encoder, load_encoder
 from mmsearch.retrieval.library import Library
@@ -69,6 +71,7 @@ class IndexReport:
         shares: the part of the run, 0 to 1, that each stage was at work (`scan`, `decode`: the mean
             of its threads, `encode`, `write`); they overlap.
         bottleneck: the stage that held the run up for longest; None where none took any time.
+        nodes: what each machine did, where several did the work; `shares` are of this one.
     """
 
     library: Path
@@ -87,6 +90,7 @@ class IndexReport:
     seconds: float = 0.0
     shares: dict[Stage, float] = field(default_factory=dict)
     bottleneck: Stage | None = None
+    nodes: list[NodeRate] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """Return the object that `index --json` prints."""
@@ -109,6 +113,7 @@ class IndexReport:
             "images_per_second": round(self.embedded / max(self.seconds, 1e-9), 2),
             "shares": {str(stage): round(share, 3) for stage, share in self.shares.items()},
             "bottleneck": self.bottleneck,
+            "nodes": [node.to_json() for node in self.nodes],
         }
 
 
@@ -122,6 +127,7 @@ def index(
     captions: Path | str | None = None,
     describe: str | Path | Captioner | None = None,
     retry: bool = False,
+    on: str | None = None,
     only: Collection[str] | None = None,
     later: Collection[str] = (),
     wait: float = 0.0,
@@ -147,6 +153,8 @@ def index(
             `load_captioner`. What it wrote stays in later runs, with or without it, until the
             picture changes or gets a caption of its own.
         retry: read files again that could not be indexed before.
+        on: where pictures are read and embedded, if not here: `local`, `auto` or
+            `ray://HOST:PORT`, see `cluster.joined`. The catalog is the same in the end.
         only: what changed in a folder that was indexed before: paths relative to it, of files or
             folders, that are there or no more. Nothing else is looked at, hidden and ignored files
             are left out as ever, and caption files stand for their pictures.
@@ -159,7 +167,8 @@ def index(
     Raises:
         SourceError: the folder or the captions file cannot be used, or holds no picture.
         ModelError: a model cannot be used.
-        MissingExtra: the extra `models` is missing.
+        MissingExtra: the extra `models`, or `ray`, is missing.
+        ClusterError: `on` cannot be reached, or its machines cannot do the work.
         ModelMismatch: another model than the library's.
         LibraryNotFound: `only` is given, and the folder was never indexed.
         LibraryLocked: another process is indexing this library.
@@ -169,6 +178,8 @@ def index(
     if not str(folder):
         raise SourceError("The folder's name is empty. Give the folder that holds the pictures.")
     report_progress = progress or (lambda _: None)
+    if on is not None:
+        check_address(on)
     pairs_file = None if captions is None else expanded(captions)
     pairs = [] if pairs_file is None else read_pairs(pairs_file)
 
@@ -188,14 +199,15 @@ def index(
     else:
         library = Library.open(seen.root)
     try:
-        with library.indexing(wait, together=True) as waited:
+        # A cluster shares its work out by itself.
+        with library.indexing(wait, together=on is None) as waited:
             if waited:
                 # What the other one indexed meanwhile is not gone for being new.
                 with pace.alone(Stage.SCAN):
                     seen.look()
             encoder = _encoder(library, model)
             run = Run(library, encoder, seen.found, report_progress, pace)
-            run.pictures(retry=retry)
+            run.pictures(retry=retry, on=on)
             if pairs_file is not None:
                 run.captions_file(pairs_file, [(pair.path, pair.caption) for pair in pairs])
             if seen.captions and isinstance(source, Path):
@@ -264,8 +276,13 @@ class Run:
                 transaction.activate(self.encoder_id)
         self.known = self.catalog.known_files(self.encoder_id)
 
-    def pictures(self, *, retry: bool) -> None:
-        """Read, embed and commit what is new or changed; forget what is gone."""
+    def pictures(self, *, retry: bool, on: str | None = None) -> None:
+        """Read, embed and commit what is new or changed; forget what is gone.
+
+        Args:
+            retry: try again what could not be read before.
+            on: the cluster that reads and embeds; this process where it is None.
+        """
         broken = self.catalog.known_problems()
         settled = [path for path in broken if self._is_gone(path) or self._is_mended(path)]
         todo: dict[str, FoundFile] = {}
@@ -282,7 +299,7 @@ class Run:
         self.progress(Progress("pictures", 0, len(todo)))
         claims = self.catalog.claims()
         if claims is None:
-            self._embed(todo, todo, contents, gone, 0)
+            self._embed(todo, todo, contents, gone, 0, on=on)
         else:
             # Others may be indexing this library, too.
             with closing(claims):
@@ -296,19 +313,35 @@ class Run:
         contents: Mapping[bytes, int],
         gone: dict[int, str],
         done: int,
+        *,
+        on: str | None = None,
     ) -> int:
         """Read, embed and commit `files`, of all there is `todo`; return how many are done now."""
         shared = files if isinstance(files, Shared) else None
-        batches = embed_files(
-            self.library.root,
-            files,
-            self.encoder,
-            contents=contents,
-            pace=self.pace,
-            reranker=self.reranker,
-        )
-        # Closed by hand: after Ctrl-C nothing of the run may go on in other threads.
-        with closing(batches):
+        rates = NodeRates()
+        with ExitStack() as stack:
+            if on is None or not files:
+                batches = embed_files(
+                    self.library.root,
+                    files,
+                    self.encoder,
+                    contents=contents,
+                    pace=self.pace,
+                    reranker=self.reranker,
+                )
+            else:
+                self.progress(Progress("pictures", 0, len(todo), "starting Ray"))
+                batches = embed_on(
+                    stack.enter_context(joined(on)),
+                    self.library.root,
+                    files,
+                    self.encoder,
+                    contents=contents,
+                    pace=self.pace,
+                    rates=rates,
+                )
+            # Closed by hand: after Ctrl-C nothing of the run may go on in other threads.
+            stack.enter_context(closing(batches))
             for batch in batches:
                 self._commit(batch, gone)
                 done += len(batch.items)
@@ -316,7 +349,9 @@ class Run:
                 if shared is not None:
                     shared.done(self._path_of(item) for item in batch.items)
                     skipped = shared.skipped
-                self.progress(Progress("pictures", done + skipped, len(todo), self.pace.remark()))
+                remark = self.pace.remark() if on is None else rates.remark()
+                self.progress(Progress("pictures", done + skipped, len(todo), remark))
+        self.report.nodes = rates.rates()
         return done
 
     def _share(

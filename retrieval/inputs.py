@@ -17,6 +17,7 @@ from stat import S_ISDIR, S_ISREG
 from typing import Any
 
 from mmsearch.errors import SourceError
+from mmsearch.retrieval.addresses import address_of
 from mmsearch.retrieval.captions import sidecar_names
 from mmsearch.retrieval.containers import CONTAINER_SUFFIXES
 from mmsearch.retrieval.pair_formats import CAPTION_COLUMNS, PATH_COLUMNS
@@ -138,6 +139,11 @@ def _listed(rows: Iterable[tuple[str, Sequence[str]]], beside: Path) -> Listed:
     listed = Listed()
     seen: dict[str, None] = {}
     for path, captions in rows:
+        if address_of(path) is not None and "://" in path:
+            raise SourceError(
+                f"{path} is an address in a list of files, which holds paths of this machine. "
+                "Index a folder of an object store by itself: mmsearch index s3://bucket/photos"
+            )
         absolute = os.path.abspath(beside / path)  # noqa: PTH100
         seen.setdefault(absolute)
         listed.captions += [(absolute, text) for text in captions]

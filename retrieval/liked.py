@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from mmsearch.errors import QueryError, SourceError
+from mmsearch.retrieval.addresses import address_of
 from mmsearch.retrieval.question import ImageSource, Question, embedded
 from mmsearch.retrieval.recommend import Recommender
 from mmsearch.retrieval.schema import Fusion, Results, Strategy, Target, TasteQuery
@@ -233,7 +234,8 @@ def _name(item: PictureItem) -> str:
 
 def _ways(root: Path, path: str | Path) -> Iterator[str]:
     """Yield the names that a path may have in a library: as it is, and from where we are."""
-    names = [Path(os.path.normpath(path)).as_posix()]
+    address = address_of(path)
+    names = [Path(os.path.normpath(path)).as_posix() if address is None else address]
     for real in (os.path.abspath, os.path.realpath):
         with suppress(ValueError):  # on another drive of Windows
             names.append(Path(os.path.relpath(real(path), real(root))).as_posix())
@@ -243,6 +245,8 @@ def _ways(root: Path, path: str | Path) -> Iterator[str]:
 
 
 def _is_there(path: Path) -> bool:
+    if address_of(path) is not None:
+        return True
     # A picture may lie inside a tar or Parquet file.
     return any(os.path.isfile(each) for each in (path, *path.parents))  # noqa: PTH113
 

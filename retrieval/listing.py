@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmsearch.retrieval.addresses import address_of, shown
 from mmsearch.retrieval.confidence import confidence
 from mmsearch.retrieval.schema import Hit
 
@@ -101,7 +102,7 @@ def record_of(results: Results, hit: Hit) -> dict[str, Any]:
     """
     if results.library is None:
         return hit.to_json()
-    return hit.to_json() | {"file": str(results.file(hit))}
+    return hit.to_json() | {"file": shown(results.file(hit))}
 
 
 def field_names(records: Iterable[dict[str, Any]]) -> list[str]:
@@ -136,8 +137,10 @@ def shell_path(results: Results, hit: Hit, working: Path) -> str:
     """
     if results.library is None:
         return f"./{hit.path}" if hit.path.startswith("-") else hit.path
+    if (address := address_of(results.file(hit))) is not None:
+        return address
     try:
         relative = os.fspath(results.library.relative_to(working) / hit.path)
     except ValueError:
-        return str(results.file(hit))
+        return shown(results.file(hit))
     return f"./{relative}" if relative.startswith("-") else relative

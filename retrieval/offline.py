@@ -13,7 +13,14 @@ import sys
 from ipaddress import ip_address
 from typing import Any
 
-__all__ = ["ENVIRONMENT", "Offline", "is_offline", "stay_offline", "tell_model_libraries"]
+__all__ = [
+    "ENVIRONMENT",
+    "Offline",
+    "is_here",
+    "is_offline",
+    "stay_offline",
+    "tell_model_libraries",
+]
 
 ENVIRONMENT = "MMSEARCH_OFFLINE"
 
@@ -53,13 +60,14 @@ def _refuse(event: str, arguments: tuple[Any, ...]) -> None:
     if event in _CONNECTING:
         address = arguments[1]
         # A string is a socket of this machine's file system.
-        if isinstance(address, tuple) and not _is_here(address[0]):
+        if isinstance(address, tuple) and not is_here(address[0]):
             raise Offline(f"offline, as asked: {address[0]} is not connected to")
-    elif event in _ASKING and not _is_here(arguments[0]):
+    elif event in _ASKING and not is_here(arguments[0]):
         raise Offline(f"offline, as asked: {arguments[0]} is not looked up")
 
 
-def _is_here(host: object) -> bool:
+def is_here(host: object) -> bool:
+    """Return whether a host, by name or address, is this machine."""
     if host is None:
         return True
     name = host.decode("ascii", "replace") if isinstance(host, bytes) else str(host)

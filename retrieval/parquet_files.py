@@ -7,17 +7,19 @@ writes them). A row is read with its row group, of which the last two are kept.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, Literal, Protocol
 
 from mmsearch.errors import MediaError, MissingExtra, SourceError
 from mmsearch.retrieval.pair_formats import CAPTION_COLUMNS, PATH_COLUMNS
 
 __all__ = [
     "ImageColumns",
+    "Parquet",
     "has_pictures",
     "image_columns",
     "import_pyarrow",
@@ -26,6 +28,16 @@ __all__ = [
 ]
 
 IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp", "bytes", "image_bytes", "content")
+
+
+class Parquet(Protocol):
+    """A path, or what else has these of its methods."""
+
+    def open(self, mode: Literal["rb"]) -> AbstractContextManager[Any]:
+        """Open it for reading."""
+
+    def stat(self) -> Any:  # noqa: ANN401
+        """Return what has `st_size` and `st_mtime_ns`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +52,7 @@ class ImageColumns:
         mtime_ns: of the file.
     """
 
-    path: Path
+    path: Parquet
     image: str
     captions: str | None
     ends: tuple[int, ...]
@@ -53,7 +65,7 @@ class ImageColumns:
         return self.ends[-1] if self.ends else 0
 
 
-def image_columns(path: Path) -> ImageColumns | None:
+def image_columns(path: Parquet) -> ImageColumns | None:
     """Return where the pictures are; None where the file has no column with bytes of images.
 
     Raises:
@@ -64,7 +76,7 @@ def image_columns(path: Path) -> ImageColumns | None:
     pyarrow = import_pyarrow()
     status = path.stat()
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
+        with _opened(path) as opened, pyarrow.parquet.ParquetFile(opened) as file:
             schema, metadata = file.schema_arrow, file.metadata
             image = next(
                 (
@@ -168,10 +180,16 @@ _loading = Lock()
 @lru_cache(maxsize=2)
 def _row_group(columns: ImageColumns, group: int) -> tuple[Any, Any]:
     names = [columns.image] if columns.captions is None else [columns.image, columns.captions]
-    with import_pyarrow().parquet.ParquetFile(columns.path) as file:
+    parquet = import_pyarrow().parquet
+    with _opened(columns.path) as opened, parquet.ParquetFile(opened) as file:
         table = file.read_row_group(group, columns=names)
     captions = None if columns.captions is None else table.column(columns.captions)
     return table.column(columns.image), captions
+
+
+def _opened(path: Parquet) -> AbstractContextManager[Any]:
+    # Of a file here its own name: pyarrow reads it by itself, faster.
+    return nullcontext(path) if isinstance(path, Path) else path.open("rb")
 
 
 def _by_name(schema: Any, names: Sequence[str]) -> Iterator[str]:  # noqa: ANN401

@@ -13,6 +13,7 @@ from stat import S_ISDIR, S_ISREG
 from pathspec import GitIgnoreSpec
 
 from mmsearch.errors import MissingExtra, SourceError
+from mmsearch.retrieval.addresses import address_of
 from mmsearch.retrieval.captions import SIDECAR_SUFFIXES, fingerprint, sidecar_names
 from mmsearch.retrieval.containers import CONTAINER_SUFFIXES, Place, folders_of, list_contents
 from mmsearch.retrieval.media import SUFFIXES
@@ -86,6 +87,8 @@ class Scan:
         """Say whether `path` is, or lies below, what was not looked at."""
         if any(path == place or path.startswith(f"{place}/") for place in self.unreadable):
             return True
+        if self.covered is None and address_of(path) is not None:
+            return True  # A folder says nothing of what lies elsewhere.
         if self.covered is None and not self.postponed:
             return False
         names = [path, *folders_of(path)]
@@ -119,7 +122,7 @@ class Scan:
                 continue
             try:
                 contents = list_contents(root / path)
-            except (OSError, MissingExtra) as error:
+            except (OSError, MissingExtra, SourceError) as error:
                 self.unreadable[path] = getattr(error, "strerror", None) or str(error)
                 continue
             self.listed.add(path)

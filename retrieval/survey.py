@@ -8,11 +8,13 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mmsearch.errors import LibraryNotFound, SourceError
+from mmsearch.errors import LibraryNotFound, SourceError, quoted
+from mmsearch.retrieval.addresses import address_of
 from mmsearch.retrieval.containers import enclosing
 from mmsearch.retrieval.inputs import Listed, list_of, read_list, scan_listed
 from mmsearch.retrieval.library import Library, library_above
 from mmsearch.retrieval.media import TRANSIENT_KINDS
+from mmsearch.retrieval.object_scan import scan_objects
 from mmsearch.retrieval.scan import FoundFile, Scan, scan, scan_places
 
 __all__ = ["Survey", "survey"]
@@ -26,6 +28,7 @@ class Survey:
         source: what was named.
         root: the library's folder.
         listed: the files, where `source` is no folder.
+        address: where the pictures are, if in an object store.
         only: the only places in the folder to look at; all of it where it is None.
         later: places to leave for another time.
         retry: what could not be read will be tried again.
@@ -38,6 +41,7 @@ class Survey:
     only: Collection[str] | None
     later: Collection[str]
     retry: bool
+    address: str | None = None
     found: Scan = field(default_factory=Scan)
 
     @property
@@ -52,20 +56,22 @@ class Survey:
             SourceError: it cannot be used, or holds no picture.
         """
         found = None if self.only is None else scan_places(self.root, self.only)
-        if found is None:
+        if self.address is not None:
+            found = scan_objects(self.address)
+        elif found is None:
             found = scan(self.root) if self.listed is None else scan_listed(self.root, self.listed)
         found.postpone(self.later)
         self.found = found
         if found.containers:
             # To read again what failed before, they must be looked into.
             found.open_containers(self.root, {} if self.retry else _unchanged(self.root, found))
-        if found.covered is not None and self.listed is None:
+        if found.covered is not None and self.listed is None and self.address is None:
             return
         empty = not found.files and not found.containers and not found.unreadable
         if self.listed is not None and empty:
             _refuse_names_of_nothing(self.source, self.listed, self.root)
         if not found.files and not found.unusable and not found.damaged:
-            raise SourceError(_nothing_found(self.root, found))
+            raise SourceError(_nothing_found(self.address or self.root, found))
 
 
 def survey(
@@ -88,6 +94,11 @@ def survey(
     Raises:
         SourceError: it cannot be used, holds no picture, or names files outside of `root`.
     """
+    address = address_of(source) if isinstance(source, Path) else None
+    if address is not None:
+        seen = Survey(source, _root_of_objects(address, root), None, None, later, retry, address)
+        seen.look()
+        return seen
     listed = read_list(source) if isinstance(source, Path) else list_of(source)
     if listed is None:
         assert isinstance(source, Path)
@@ -97,6 +108,23 @@ def survey(
     seen = Survey(source, place, listed, only, later, retry)
     seen.look()
     return seen
+
+
+def _root_of_objects(address: str, given: Path | None) -> Path:
+    if given is None:
+        raise SourceError(
+            f"{address} is no folder, so that the library needs one of its own. Name it: "
+            f"mmsearch index {quoted(address)} --root FOLDER"
+        )
+    return _made(Path(os.path.abspath(given)))  # noqa: PTH100
+
+
+def _made(root: Path) -> Path:
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SourceError(f"The folder {root} cannot be made: {error.strerror}.") from error
+    return root
 
 
 def _root(folder: Path, given: Path | None) -> Path:
@@ -158,7 +186,7 @@ def _unchanged(root: Path, found: Scan) -> dict[str, dict[str, FoundFile]]:
     return inside
 
 
-def _nothing_found(root: Path, found: Scan) -> str:
+def _nothing_found(root: Path | str, found: Scan) -> str:
     where = f"No pictures were found in {root}"
     if found.unreadable:
         return f"{where}: {len(found.unreadable)} of its folders cannot be read. Check permissions."

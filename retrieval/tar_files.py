@@ -11,14 +11,17 @@ import itertools
 import re
 import tarfile
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal, Protocol
 
 from mmsearch.errors import MediaError, SourceError
 
 __all__ = [
     "TAR_ENDINGS",
     "Member",
+    "Openable",
     "TarDamaged",
     "TarUnended",
     "expand_pattern",
@@ -54,6 +57,13 @@ class TarUnended(TarDamaged):
     """All that is there was read, but there is no end mark: it may have been cut off."""
 
 
+class Openable(Protocol):
+    """A path, or what else can be opened and read from any place on."""
+
+    def open(self, mode: Literal["rb"]) -> AbstractContextManager[Any]:
+        """Open it for reading."""
+
+
 @dataclass(frozen=True, slots=True)
 class Member:
     """An ordinary file inside a tar file: `size` bytes from `offset` on."""
@@ -63,7 +73,7 @@ class Member:
     size: int
 
 
-def members(tar: Path) -> Iterator[Member]:
+def members(tar: Openable) -> Iterator[Member]:
     """Yield the visible files of a tar file in their order, by its headers alone.
 
     Raises:
@@ -73,7 +83,7 @@ def members(tar: Path) -> Iterator[Member]:
         OSError: it cannot be read.
     """
     try:
-        with tarfile.open(tar, "r:") as opened:
+        with tar.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as opened:
             for member in opened:
                 # Hidden ones are what macOS adds beside each file.
                 if member.isfile() and not member.name.rpartition("/")[2].startswith("."):
@@ -84,7 +94,7 @@ def members(tar: Path) -> Iterator[Member]:
         raise TarDamaged(*_reason(tar, error)) from error
 
 
-def read_stretch(tar: Path, offset: int, size: int) -> bytes:
+def read_stretch(tar: Openable, offset: int, size: int) -> bytes:
     """Return `size` bytes from `offset` on.
 
     Raises:
@@ -93,9 +103,9 @@ def read_stretch(tar: Path, offset: int, size: int) -> bytes:
     try:
         with tar.open("rb") as file:
             file.seek(offset)
-            data = file.read(size)
+            data: bytes = file.read(size)
     except OSError as error:
-        raise MediaError("unreadable", f"{tar}: {error.strerror}") from error
+        raise MediaError("unreadable", f"{tar}: {error.strerror or error}") from error
     if len(data) < size:
         raise MediaError("truncated", f"{tar} ends in the middle of it")
     return data
@@ -141,7 +151,7 @@ def _expand(text: str) -> list[str]:
     ]
 
 
-def _check_end(tar: Path, offset: int) -> None:
+def _check_end(tar: Openable, offset: int) -> None:
     """Raise where no member begins although the tar file goes on: tarfile just stops there."""
     with tar.open("rb") as file:
         size = file.seek(0, 2)
@@ -153,7 +163,7 @@ def _check_end(tar: Path, offset: int) -> None:
         raise TarUnended("truncated", f"{tar} has no end mark: it may have been cut off")
 
 
-def _reason(tar: Path, error: tarfile.TarError) -> tuple[str, str]:
+def _reason(tar: Openable, error: tarfile.TarError) -> tuple[str, str]:
     with tar.open("rb") as file:
         start = file.read(8)
     program = next((name for magic, name in COMPRESSED.items() if start.startswith(magic)), None)

@@ -5,7 +5,6 @@ Searching and decoding happen in threads of their own, so that the interface nev
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from textual.widgets import Footer, Input, Static
 from textual.worker import get_current_worker
 
 from mmsearch.errors import MediaError, MmsearchError
+from mmsearch.retrieval.addresses import shown
 from mmsearch.retrieval.listing import each_picture_once
 from mmsearch.retrieval.terminal_cards import CARD_COLUMNS, Card, tidy
 from mmsearch.retrieval.terminal_graphics import drawing
@@ -377,7 +377,7 @@ class Browser(App[None]):
         """Copy the chosen picture's path, through the terminal (OSC 52), also over SSH."""
         if (hit := self._hit()) is None or self.results is None:
             return
-        path = os.fspath(self.results.file(hit))
+        path = shown(self.results.file(hit))
         try:
             path.encode()
         except UnicodeEncodeError:

@@ -149,7 +149,7 @@ def test_a_model_of_a_hub_says_why_it_cannot_be_had(tmp_path: Path) -> None:
 
 def test_what_is_here_is_told_from_what_is_not() -> None:
     for here in (None, "", "localhost", "127.0.0.1", b"127.0.0.9", "::1", "0.0.0.0", "::1%lo"):
-        assert offline._is_here(here)
+        assert offline.is_here(here)
     for elsewhere in ("example.com", "192.168.1.4", b"10.0.0.1", "fe80::1%eth0", "127.0.0.1.org"):
-        assert not offline._is_here(elsewhere)
+        assert not offline.is_here(elsewhere)
     assert socket.has_ipv6 in {True, False}

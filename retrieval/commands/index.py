@@ -40,7 +40,8 @@ def index(
             parser=path_argument,
             metavar="PATH",
             help="The folder of pictures; it is only read. Or tar files ('shards/{000..012}.tar'), "
-            "a Parquet file, a list of paths (.txt, .jsonl), or - for a list on standard input.",
+            "a Parquet file, a list of paths (.txt, .jsonl), - for a list on standard input, or an "
+            "object store (s3://bucket/photos, with --root).",
         ),
     ],
     root: Annotated[
@@ -48,7 +49,7 @@ def index(
         typer.Option(
             parser=path_argument,
             metavar="FOLDER",
-            help="The library's folder, for lists and shards.",
+            help="The library's folder, for lists, shards and object stores.",
             show_default="the nearest library above the files, or their common folder",
         ),
     ] = None,
@@ -95,6 +96,16 @@ def index(
     retry: Annotated[
         bool, typer.Option("--retry", help="Read files again that could not be indexed before.")
     ] = False,
+    on: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CLUSTER",
+            help="Have a cluster of Ray read and embed: ray://HOST:10001, auto (the one that runs "
+            "here) or local (this machine alone). It must see the pictures at the same place "
+            "(extra ray).",
+            show_default="this process",
+        ),
+    ] = None,
     wait: Wait = None,
     as_json: Json = False,
 ) -> None:
@@ -130,6 +141,7 @@ def index(
                 captions=captions,
                 describe=describe,
                 retry=retry,
+                on=on,
                 wait=wait or 0,
                 progress=follow,
             )
@@ -168,6 +180,10 @@ def _summary(report: IndexReport, path: Path) -> str:
     if rate and report.seconds >= WORTH_A_WORD_S and report.bottleneck:
         rate += f", {report.bottleneck}-bound"
     lines = [f"{' · '.join(parts)} ({report.seconds:.1f} s{rate})"]
+    lines += [
+        f"{node.node}: {node.pictures:,} pictures, {node.images_per_second:,.0f}/s"
+        for node in report.nodes
+    ]
     if report.problems:
         files = "1 file needs" if report.problems == 1 else f"{report.problems:,} files need"
         lines.append(

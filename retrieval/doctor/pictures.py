@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mmsearch.errors import MediaError, quoted
+from mmsearch.retrieval.addresses import address_of
 from mmsearch.retrieval.catalog import KnownFile
 from mmsearch.retrieval.containers import is_there, openable
 from mmsearch.retrieval.doctor.finding import Finding, Part
@@ -39,7 +40,9 @@ def examine_files(library: Library, row: LibraryRow, *, deep: bool) -> tuple[str
     known = library.catalog.known_files(row.encoder_id)
     findings = []
     again = f"Bring the library up to date: mmsearch index {quoted(library.root)}"
-    gone = [path for path in known if not is_there(library.root, path)]
+    # To ask a store for each would take as long as there are pictures; an index run lists them.
+    local = {path: file for path, file in known.items() if address_of(path) is None}
+    gone = [path for path in local if not is_there(library.root, path)]
     if gone and len(gone) == len(known):
         findings.append(
             Finding(
@@ -60,7 +63,7 @@ def examine_files(library: Library, row: LibraryRow, *, deep: bool) -> tuple[str
                 names=tuple(gone[:NAMED]),
             )
         )
-    changed = [path for path, file in known.items() if _changed(library, path, file)]
+    changed = [path for path, file in local.items() if _changed(library, path, file)]
     if changed:
         findings.append(
             Finding(
@@ -71,7 +74,9 @@ def examine_files(library: Library, row: LibraryRow, *, deep: bool) -> tuple[str
                 names=tuple(changed[:NAMED]),
             )
         )
-    told = f"{len(known):,} pictures, by size and time"
+    told = f"{len(local):,} pictures, by size and time"
+    if len(local) < len(known):
+        told += f"; {len(known) - len(local):,} in an object store, which mmsearch index lists"
     problems = library.catalog.counts().problems
     if problems:
         findings.append(

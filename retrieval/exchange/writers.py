@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mmsearch.retrieval.addresses import shown
 from mmsearch.retrieval.parquet_files import import_pyarrow
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ def picture_row(picture: Picture, root: Path, captions: list[str]) -> dict[str, 
     """
     name = os.fsencode(picture.path)
     readable = name.decode("utf-8", errors="backslashreplace")
-    absolute = os.fsencode(root / picture.path).decode("utf-8", errors="backslashreplace")
+    absolute = os.fsencode(shown(root / picture.path)).decode("utf-8", errors="backslashreplace")
     return {
         "image_path": absolute,
         "caption": captions[0] if captions else None,

@@ -9,6 +9,7 @@ from urllib.parse import quote
 from jinja2 import DictLoader, Environment, StrictUndefined
 from markupsafe import Markup
 
+from mmsearch.retrieval.addresses import shown
 from mmsearch.retrieval.confidence import confidence
 from mmsearch.retrieval.contact_sheet import readable
 from mmsearch.retrieval.web.assets import assets, templates
@@ -74,7 +75,7 @@ def item_view(served: Served, item: Item, *, there: bool, here: bool) -> dict[st
     return {
         "library": served.name,
         "path": path,
-        "file": readable(str(served.root / picture.path)) if here else path,
+        "file": readable(shown(served.root / picture.path)) if here else path,
         "name": path.rpartition("/")[2],
         "there": there,
         "taken": None if picture.taken_at is None else f"{picture.taken_at:%Y-%m-%d %H:%M}",
