@@ -64,7 +64,7 @@ def started(*arguments: object) -> subprocess.Popen[str]:
 
 
 def ended(process: subprocess.Popen[str], code: int) -> tuple[str, str]:
-    out, talk = process.communicate(timeout=60)
+    out, talk = process.communicate(timeout=300)
     assert process.returncode == code, talk
     assert "Traceback" not in talk
     return out, talk
