@@ -350,6 +350,7 @@ print(index(Path(sys.argv[1]), model=ColourEncoder(), store=sys.argv[2]).files, 
         if run.poll() is None:
             run.send_signal(signal.SIGKILL)
             run.wait()
+        run.stdout.close()
     index(folder, model=encoder)
     with closing(Library.open(folder)) as opened:
         row = opened.catalog.library()
