@@ -31,6 +31,8 @@ DEEPEST = 16_384
 """Answers, and queries, that a server gives and takes at once."""
 ANSWERS_AT_ONCE = 200_000
 """Ids and scores in one message."""
+QUERIES_AT_ONCE = 100
+"""Queries in one message, so that it is answered in time where every vector is compared."""
 MORE = 4
 """How many times as many candidates are taken where codes decide which they are."""
 FEWEST = 50
@@ -285,7 +287,7 @@ class MilvusIndex(VectorIndex):
         """Ask the server, in as many messages as that takes; -1 where it has no more."""
         again = self.collection.spec.lossy and self._vectors_of is not None
         depth = min(max(MORE * k, FEWEST), DEEPEST) if again else k
-        at_once = max(1, min(1_000, ANSWERS_AT_ONCE // depth))
+        at_once = max(1, min(QUERIES_AT_ONCE, ANSWERS_AT_ONCE // depth))
         ids = np.full((len(queries), depth), -1, dtype=np.int64)
         scores = np.full((len(queries), depth), -np.inf, dtype=np.float32)
         for start in range(0, len(queries), at_once):

@@ -200,7 +200,7 @@ class Collection:
             )
         state = (told.get("properties") or {}).get(STATE)
         opened = cls(server, name, dim, fields, about, IndexSpec("flat", {}), state)
-        opened._read_index()
+        opened._read_index(writing=writing)
         return opened
 
     def drop(self) -> None:
@@ -332,7 +332,8 @@ class Collection:
             found.close()
             return ids
 
-        return np.unique(np.array(self.server.patiently(once, SLOW_S), dtype=np.int64))
+        seconds = self.server.answer_s if consistency == "Bounded" else SLOW_S
+        return np.unique(np.array(self.server.patiently(once, seconds), dtype=np.int64))
 
     def those_of(self, ids: Ids, expression: str = "", *, consistency: Consistency) -> Ids:
         """Return those of the ids that are there, and of which an expression is true; ascending."""
@@ -387,9 +388,12 @@ class Collection:
         self._call("create_index", params, sync=False)
         self.indexed = True
 
-    def _read_index(self) -> None:
-        self.indexed = bool(self.server.call("list_indexes", self.name))
-        told = self.server.call("describe_index", self.name, VECTOR) if self.indexed else {}
+    def _read_index(self, *, writing: bool) -> None:
+        call = self.server.call
+        self.indexed = bool(call("list_indexes", self.name, writing=writing))
+        told = {}
+        if self.indexed:
+            told = call("describe_index", self.name, VECTOR, writing=writing)
         kinds = {IndexSpec(kind, {}).type: kind for kind in KINDS}
         kind = kinds.get(told.get("index_type", ""), "flat")
         named = {"M", "efConstruction", "nlist", "intermediate_graph_degree", "graph_degree"}
@@ -401,7 +405,9 @@ class Collection:
     def _read(self, method: str, consistency: Consistency, **how: Any) -> Any:  # noqa: ANN401
         unseen = self._unseen and consistency != "Bounded"
         level = "Strong" if unseen else consistency
-        found = self.server.call(method, self.name, consistency_level=level, **how)
+        # Who waits for what was written has the patience of who writes.
+        writing = consistency != "Bounded"
+        found = self.server.call(method, self.name, writing=writing, consistency_level=level, **how)
         self._unseen = self._unseen and level != "Strong"
         return found
 

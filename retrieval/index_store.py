@@ -211,7 +211,7 @@ class IndexStore:
         by_id: bool = False,
     ) -> VectorIndex:
         """Bring a collection to the state that `row` names: fill, change, index, measure."""
-        self._server.check(writing=True)
+        version = self._server.check(writing=True)
         encoder_id, spec = _encoder(row)
         ids = self._catalog.vector_ids(target, encoder_id)
         record = self._record(target, row)
@@ -223,12 +223,17 @@ class IndexStore:
         wanted = choose(
             len(ids),
             spec.dim,
-            self._server.check(),
+            version,
             kind=kept.get("kind"),
             recall=kept.get("recall", 0.99),
             memory_bytes=kept.get("memory_bytes"),
         )
         collection, record = self._begun(target, row, record, wanted, len(ids))
+        if settings is None and wanted.kind == collection.spec.kind:
+            wanted = collection.spec  # lists for a few more vectors are not worth making anew
+            same = record.stamp == row.stamp and collection.indexed and not by_id
+            if same and collection.count(consistency="Strong") == len(ids):
+                return self._index(collection, record, target, row)
         if record.stamp is None:
             record = self._filled(collection, record, target, row, ids, progress)
         if record.stamp != row.stamp:

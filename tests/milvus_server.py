@@ -18,7 +18,9 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from pathlib import Path
+from urllib.parse import urlsplit
 
 ADDRESS = "MMSEARCH_TEST_MILVUS_URI"
 FOLDER = "MMSEARCH_TEST_MILVUS_FOLDER"
@@ -32,6 +34,7 @@ class Server:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._pid_file = folder / "server.pid"
+        self._health = folder / "health.url"
 
     def start(self) -> None:
         """Start it and wait until it says that it is well."""
@@ -46,8 +49,39 @@ class Server:
         server.start()
         assert server.server_proc is not None
         self._pid_file.write_text(str(server.server_proc.pid))
+        self._health.write_text(f"http://127.0.0.1:{server.webservice_port}/healthz")
         self._process = server.server_proc
         server.server_proc = None  # else it would be stopped with this object
+
+    def start_again(self) -> None:
+        """Start what was killed, on the ports it had.
+
+        `MilvusServer` would take others: the old ones are not free for a minute.
+        """
+        base, health = self.folder / "data", self._health.read_text()
+        environment = {
+            "DEPLOY_MODE": "STANDALONE",
+            "METRICS_PORT": str(urlsplit(health).port),
+            "MILVUS_RUN_DIR": str(base / "run"),
+            "LD_LIBRARY_PATH": str(base / "bin"),
+            "COMMON_SESSION_TTL": "5",
+        }
+        # In the background of a shell that ends, so that it is no child that must be waited for.
+        started = subprocess.run(
+            ["sh", "-c", "bin/milvus run standalone > logs/again.log 2>&1 & echo $!"],
+            cwd=base,
+            env=os.environ | environment,
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+        )
+        pid = int(started.stdout)
+        self._pid_file.write_text(str(pid))
+        ends = time.monotonic() + 150
+        while not _is_well(health):
+            assert _alive(pid), "the server ended"
+            assert time.monotonic() < ends, "the server does not become well"
+            time.sleep(0.3)
 
     def kill(self) -> None:
         """End it at once, as a loss of power does."""
@@ -65,6 +99,14 @@ class Server:
             return
         while _alive(pid):
             time.sleep(0.05)
+
+
+def _is_well(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            return b"OK" in answer.read()
+    except OSError:
+        return False
 
 
 def _alive(pid: int) -> bool:

@@ -341,7 +341,7 @@ print(index(Path(sys.argv[1]), model=ColourEncoder(), store=sys.argv[2]).files, 
         machine.kill()
         with mmsearch.open(folder, model=encoder) as engine, pytest.raises(StoreUnavailable):
             engine.search("blue")
-        machine.start()
+        machine.start_again()
         # The run itself goes on: what it sends is tried again until the server is back.
         last = run.stdout.read().split()[-1]
         assert run.wait(timeout=240) == 0
@@ -350,6 +350,7 @@ print(index(Path(sys.argv[1]), model=ColourEncoder(), store=sys.argv[2]).files, 
         if run.poll() is None:
             run.send_signal(signal.SIGKILL)
             run.wait()
+        run.stdout.close()
     index(folder, model=encoder)
     with closing(Library.open(folder)) as opened:
         row = opened.catalog.library()
