@@ -1,4 +1,4 @@
-"""Runs the tests that ask a Milvus server (`-m milvus`) beside a real Milvus server of their own."""
+"""Runs the tests that ask a Milvus server (`-m milvus`) beside a real one of their own."""
 
 from __future__ import annotations
 

@@ -131,8 +131,8 @@ def rebuild(connection: Connection) -> None:
     for some in connection.execute(files, execution_options=streamed).partitions():
         connection.execute(insert(file_text), [_file_row(*row) for row in some])
     captions = select(caption.id, caption.text)
-    for some in connection.execute(captions, execution_options=streamed).partitions():
-        put_captions(connection, {id_: text for id_, text in some})
+    for texts in connection.execute(captions, execution_options=streamed).partitions():
+        put_captions(connection, {id_: text for id_, text in texts})
 
 
 def _folded(text: str) -> str:
