@@ -90,9 +90,14 @@ class IndexSpec:
     def wider(self, effort: int, share: float) -> int:
         """Return the effort that a filter takes which lets a share of the vectors through.
 
-        A graph is walked through what is not allowed, and where little is, the server compares all
-        of that; of lists, those that are looked into hold fewer answers.
+        Of what a graph's walk meets fewer are answers: with a filter of 30 %, an effort of 32 that
+        finds 0.997 without found 0.95. Where very little is allowed, the server compares all of
+        that. Of lists, those that are looked into hold fewer answers.
         """
+        if self.kind == "hnsw":
+            return (
+                effort if share >= 1 else min(self.efforts[-1], math.ceil(effort / max(share, 0.1)))
+            )
         if self.kind in {"ivf-sq8", "scann"}:
             return min(self.params["nlist"], math.ceil(effort / max(share, 1e-9)))
         return effort

@@ -220,7 +220,8 @@ def test_lists_are_looked_into_more_where_a_filter_lets_less_through():
     assert spec.wider(40, 0.0001) == 4_000
     assert spec.search_params(80, 10) == {"nprobe": 80}
     graph = choose(10**6, 512, (2, 3))
-    assert graph.wider(64, 0.01) == 64
+    assert [graph.wider(64, share) for share in (1, 0.5, 0.01)] == [64, 128, 640]
+    assert graph.wider(512, 0.01) == 1024
     assert graph.search_params(64, 200) == {"ef": 200}
 
 
