@@ -22,8 +22,10 @@ from mmsearch.indexes.milvus import MilvusIndex
 from mmsearch.indexes.milvus_choice import choose
 from mmsearch.indexes.milvus_collection import Collection
 from mmsearch.indexes.milvus_server import Server
+from mmsearch.retrieval.adapter import Adapter
 from mmsearch.retrieval.doctor import examine
 from mmsearch.retrieval.filters import parse_where
+from mmsearch.retrieval.index_files import silent
 from mmsearch.retrieval.ingest import index
 from mmsearch.retrieval.library import Library
 from mmsearch.retrieval.schema import Target
@@ -126,6 +128,33 @@ def test_a_library_with_a_store_answers_as_one_without(folder, tmp_path, encoder
     assert examine(folder).findings == [] or all(
         "store" not in each.problem for each in examine(folder).findings
     )
+
+
+def test_captions_are_in_a_store_as_what_was_learned_makes_them(folder, encoder):
+    index(folder, model=encoder, store=STORE)
+    plain = collections(folder)
+    with closing(Library.open(folder)) as opened:
+        row = opened.catalog.library()
+        dim = row.encoder.dim
+        weights = np.random.default_rng(0).normal(size=(dim + 1, dim)).astype(np.float32)
+        adapter = Adapter(np.zeros(dim + 1, dtype=np.float32), weights)
+        with opened.catalog.write() as transaction:
+            transaction.add_adapter(row.encoder_id, adapter.to_bytes(), {})
+        opened.refresh_indexes(silent)
+        row = opened.catalog.library()
+        there = opened.open_index(Target.CAPTIONS, row)
+        ids, stored = opened.catalog.caption_vectors(row.encoder_id, dim)
+        expected = opened.adapter(row).apply(stored)
+        found = there.search(expected, 1)
+        assert found.ids[:, 0].tolist() == ids.tolist()
+        np.testing.assert_allclose(found.scores[:, 0], 1, atol=1e-5)
+        assert opened.verify_index(Target.CAPTIONS, silent) == len(ids)
+        # The collection of captions as they were before is gone.
+        assert len(set(collections(folder)) - set(plain)) == 1
+        with opened.catalog.write() as transaction:
+            transaction.remove_adapters(row.encoder_id)
+        opened.refresh_indexes(silent)
+    assert collections(folder) == plain
 
 
 def test_doctor_sees_what_a_store_lacks_and_has_too_much(folder, encoder, monkeypatch):

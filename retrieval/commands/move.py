@@ -50,12 +50,12 @@ def move(
     if as_json:
         print_json(done.to_json())
     parts = " and ".join(done.parts)
+    where = "its own folder" if done.to == moving.LOCAL else done.to
     rows = sum(each.rows for each in done.tables.values())
     told = [f"{rows:,} rows"] if rows else []
     told += [f"{count:,} vectors of {name}" for name, count in done.vectors.items() if count]
-    say(f"Moved the {parts} of {done.library} to {done.to}: {', '.join(told)}, compared with what")
-    say(
-        f"was there ({done.seconds:.1f} s). Programs that have the library open must open it again."
-    )
+    say(f"Moved the {parts} of {done.library} to {where} ({done.seconds:.1f} s).")
+    say(f"Compared with what was there: {', '.join(told)}.")
+    say("Programs that have this library open must open it again.")
     for place in done.left:
         say(f"Left where it was, and not used any more: {place}")
