@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from itertools import count, islice
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -69,6 +70,9 @@ CALLS_AHEAD = 2 * CALLS_AT_ONCE
 
 TRIES_TOGETHER = 2
 """After so many deaths of a block's process its pictures go one at a time."""
+
+TRIES_ALONE = 2
+"""After so many deaths while it was read alone a picture is left out; one may be a machine's."""
 
 DEATHS_AT_BIRTH = 4
 """So many actors more than twice what there are may fail to start, one after the other."""
@@ -228,8 +232,11 @@ class Tries(Protocol):
     def begin(self, number: int) -> int:
         """Hear that a block begins; return how many times it began before."""
 
-    def alone(self, path: str, after: str | None) -> int:
-        """Hear that a picture begins alone, one being done; return how often it began before."""
+    def alone(self, path: str) -> int:
+        """Hear that a picture begins alone; return how many times it did and never ended."""
+
+    def ended(self, path: str) -> None:
+        """Hear that a picture that began alone has ended."""
 
 
 class Ledger:
@@ -245,13 +252,15 @@ class Ledger:
         self._blocks[number] = before + 1
         return before
 
-    def alone(self, path: str, after: str | None) -> int:
-        """Hear that a picture begins alone, one being done; return how often it began before."""
-        if after is not None:
-            self._pictures.pop(after, None)
+    def alone(self, path: str) -> int:
+        """Hear that a picture begins alone; return how many times it did and never ended."""
         before = self._pictures.get(path, 0)
         self._pictures[path] = before + 1
         return before
+
+    def ended(self, path: str) -> None:
+        """Hear that a picture that began alone has ended."""
+        self._pictures.pop(path, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -311,6 +320,7 @@ class BlockEmbedder:
         self._node = node
         self._threads = threads
         self._reranker = region_reader(encoder)
+        self._alone = Lock()
 
     def embed(self, block: Block) -> Done:
         """Return what became of a block's files."""
@@ -335,17 +345,19 @@ class BlockEmbedder:
         )
 
     def _one_by_one(self, files: Mapping[str, FoundFile], pace: Pace) -> Iterator[Embedded]:
-        before = None
         for path, file in files.items():
-            if self._tries.alone(path, before):
-                reason = (
-                    "the process that read it died, and so did the next ones: it may need more "
-                    "memory than there is, or break its decoder"
-                )
-                yield Embedded([Unread(path, MediaError("worker-died", reason))], {}, {})
-            else:
-                yield from self._embed({path: file}, pace)
-            before = path
+            # One in the whole process: a block beside it that goes on like this must not be blamed.
+            with self._alone:
+                if self._tries.alone(path) >= TRIES_ALONE:
+                    reason = (
+                        "the process that read it died, and so did the next ones: it may need more "
+                        "memory than there is, or break its decoder"
+                    )
+                    batches = [Embedded([Unread(path, MediaError("worker-died", reason))], {}, {})]
+                else:
+                    batches = list(self._embed({path: file}, pace))
+                    self._tries.ended(path)
+            yield from batches
 
 
 class _Actor:
@@ -367,8 +379,11 @@ class _Actor:
             def begin(self, number: int) -> int:
                 return int(ray.get(ledger.begin.remote(number)))
 
-            def alone(self, path: str, after: str | None) -> int:
-                return int(ray.get(ledger.alone.remote(path, after)))
+            def alone(self, path: str) -> int:
+                return int(ray.get(ledger.alone.remote(path)))
+
+            def ended(self, path: str) -> None:
+                ray.get(ledger.ended.remote(path))
 
         self._embedder = BlockEmbedder(
             work.root,

@@ -15,6 +15,7 @@ from mmsearch.retrieval import cluster, reading
 from mmsearch.retrieval.distributed import (
     BATCHES_PER_BLOCK,
     MOST_BATCHES_PER_BLOCK,
+    TRIES_ALONE,
     TRIES_TOGETHER,
     BlockEmbedder,
     Done,
@@ -153,7 +154,7 @@ def test_a_picture_that_ends_its_process_is_found_and_left_out(photos, encoder, 
         except Died:
             deaths += 1
             assert deaths < 10
-    assert deaths == TRIES_TOGETHER + 1
+    assert deaths == TRIES_TOGETHER + TRIES_ALONE
     items, vectors = embedded(answer.batches)
     assert [path for path, *_ in items] == list(files)
     assert dict(item for item in items if len(item) == 2) == {guilty: "worker-died"}
