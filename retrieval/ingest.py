@@ -21,10 +21,11 @@ from typing import TYPE_CHECKING, Any
 
 from mmsearch.errors import MediaError, ModelMismatch, SourceError, quoted
 from mmsearch.retrieval import null_distribution
+from mmsearch.retrieval.blocks import NodeRate, NodeRates
 from mmsearch.retrieval.cluster import check_address, joined
 from mmsearch.retrieval.containers import is_there
 from mmsearch.retrieval.describing import describe_pictures
-from mmsearch.retrieval.distributed import NodeRate, NodeRates, embed_on
+from mmsearch.retrieval.distributed import embed_on
 from mmsearch.retrieval.embedding import Embedded, Progress, embed_captions, embed_files
 from mmsearch.retrieval.encoders import DEFAULT_MODEL, Encoder, load_encoder
 from mmsearch.retrieval.library import Library

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from mmsearch.errors import ClusterError, MediaError, MissingExtra
 from mmsearch.retrieval import cluster, reading
-from mmsearch.retrieval.distributed import (
+from mmsearch.retrieval.blocks import (
     BATCHES_PER_BLOCK,
     MOST_BATCHES_PER_BLOCK,
     TRIES_ALONE,
