@@ -26,7 +26,7 @@ os.environ["MMSEARCH_BFLOAT16"] = "0"
 from report import write_report
 
 import mmsearch
-from mmsearch.retrieval import distributed
+from mmsearch.retrieval import blocks, distributed
 from mmsearch.retrieval.ingest import Progress
 
 Way = Callable[[], AbstractContextManager[object]]
@@ -44,7 +44,7 @@ def two_actors() -> AbstractContextManager[object]:
 WAYS: dict[str, Way] = {
     "ray": nullcontext,
     "ray, one block at a time": lambda: patch.object(distributed, "CALLS_AT_ONCE", 1),
-    "ray, blocks of 16 batches": lambda: patch.object(distributed, "BATCHES_PER_BLOCK", 16),
+    "ray, blocks of 16 batches": lambda: patch.object(blocks, "BATCHES_PER_BLOCK", 16),
     "ray, two actors": two_actors,
 }
 
