@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,11 @@ COLOURS = {
     "yellow": (240, 230, 20),
     "white": (255, 255, 255),
 }
+
+
+def heed_interrupts() -> None:
+    """Let a new process be interrupted: those of who runs the tests in the background ignore it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 class ColourEncoder(Encoder):

@@ -24,7 +24,7 @@ from PIL import Image
 from mmsearch.retrieval.commands.index import _summary
 from mmsearch.retrieval.ingest import IndexReport
 from mmsearch.retrieval.pace import Stage
-from tests.conftest import draw
+from tests.conftest import draw, heed_interrupts
 from tests.test_ingest import rows
 
 MMSEARCH = str(Path(sys.executable).with_name("mmsearch"))
@@ -371,8 +371,7 @@ def test_interrupted_it_says_what_is_saved_and_continues(
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        # Whoever runs the tests in the background makes them, and their children, ignore Ctrl-C.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=heed_interrupts,
     )
     wait_for_files(photos, 32)
     process.send_signal(stop)

@@ -25,6 +25,7 @@ from PIL import Image
 
 import mmsearch
 from mmsearch.retrieval.web.mcp import MOST_THUMBNAILS
+from tests.conftest import heed_interrupts
 from tests.served import TOKEN, make_libraries, serving
 
 
@@ -303,7 +304,13 @@ def test_an_interrupt_ends_it(libraries, tmp_path):
     command = [sys.executable, "-m", "mmsearch.cli", "mcp", str(libraries[1])]
     pipe = subprocess.PIPE
     with subprocess.Popen(
-        command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, cwd=tmp_path
+        command,
+        stdin=pipe,
+        stdout=pipe,
+        stderr=pipe,
+        text=True,
+        cwd=tmp_path,
+        preexec_fn=heed_interrupts,
     ) as process:
         assert process.stderr is not None
         assert process.stderr.readline() == "Answering for work.\n"

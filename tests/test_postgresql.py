@@ -486,7 +486,8 @@ def test_what_a_killed_process_leaves_the_other_finishes(
     assert left.returncode == 0, errors
     report = json.loads(output)
     assert report["files"] == PICTURES
-    assert report["embedded"] < PICTURES
+    # None, where the killed one had only claimed its files.
+    assert report["embedded"] <= PICTURES
     same_pictures(facts(folder), facts(stored))
     # Nothing holds the library any more.
     with closing(Library.open(folder)) as library, library.indexing():

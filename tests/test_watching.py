@@ -25,7 +25,7 @@ from mmsearch.retrieval.library import Library
 from mmsearch.retrieval.schema import Target
 from mmsearch.retrieval.settling import Settling
 from mmsearch.retrieval.watching import WatchEvent, WatchKind
-from tests.conftest import ColourEncoder, draw
+from tests.conftest import ColourEncoder, draw, heed_interrupts
 from tests.test_cli import MMSEARCH, many_photos, wait_for_files
 
 PATIENCE_S = 60
@@ -477,8 +477,7 @@ def followed(folder: Path, *options: str) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # Whoever runs the tests in the background makes them, and their children, ignore Ctrl-C.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=heed_interrupts,
     )
 
 

@@ -20,7 +20,7 @@ import pytest
 from mmsearch.retrieval.ingest import index
 from mmsearch.retrieval.web import batching
 from mmsearch.retrieval.web.settings import Settings
-from tests.conftest import COLOURS, ColourEncoder, draw
+from tests.conftest import COLOURS, ColourEncoder, draw, heed_interrupts
 from tests.serving import Reply, read_reply, served
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
@@ -44,6 +44,7 @@ def command(*arguments: object) -> Iterator[tuple[subprocess.Popen[str], int]]:
         stderr=subprocess.PIPE,
         text=True,
         env=ENVIRONMENT,
+        preexec_fn=None if sys.platform == "win32" else heed_interrupts,
     )
     try:
         assert process.stderr is not None
