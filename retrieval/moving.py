@@ -127,6 +127,8 @@ def _goal(config: LibraryConfig, to: str) -> LibraryConfig:
     Raises:
         SourceError: it is the present one, or `to` is no address.
     """
+    if not to:
+        raise SourceError(f"Where to? Give an address, or {LOCAL} for the library's own folder.")
     if to == LOCAL:
         goal = LibraryConfig()
     elif urlsplit(to).scheme in STORES:
@@ -134,7 +136,8 @@ def _goal(config: LibraryConfig, to: str) -> LibraryConfig:
     else:
         goal = replace(config, catalog=to)
     if (goal.catalog, goal.store) == (config.catalog, config.store):
-        raise SourceError(f"The library is {to if to == LOCAL else without_secrets(to)} already.")
+        there = "all in its own folder" if to == LOCAL else f"at {without_secrets(to)}"
+        raise SourceError(f"The library is {there} already.")
     return goal
 
 

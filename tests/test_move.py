@@ -234,8 +234,10 @@ def test_a_move_to_a_store_that_fails_leaves_the_library_where_it_was(
 
 
 def test_wrong_goals_are_refused(library: Path) -> None:
-    with pytest.raises(SourceError, match="local already"):
+    with pytest.raises(SourceError, match="own folder already"):
         move(library, LOCAL)
+    with pytest.raises(SourceError, match="Where to"):
+        move(library, "")
     with pytest.raises(SourceError, match="address of a catalog \\('mysql"):
         move(library, "mysql://localhost/x")
     with pytest.raises(SourceError, match="address of a store"):
