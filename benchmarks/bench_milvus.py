@@ -13,7 +13,6 @@ clusters of unequal size, and for queries some of them and some from elsewhere, 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import shutil
@@ -24,11 +23,11 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import closing
-from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from made_up import picture
 from numpy.typing import NDArray
 from report import write_report
 
@@ -38,7 +37,7 @@ from mmsearch.indexes.milvus import MilvusIndex
 from mmsearch.retrieval.encoders import load_encoder
 from mmsearch.retrieval.filters import parse_where
 from mmsearch.retrieval.library import Library
-from mmsearch.retrieval.schema import Picture, Target
+from mmsearch.retrieval.schema import Target
 
 K = 10
 ADDRESS = "MMSEARCH_TEST_MILVUS_URI"
@@ -76,22 +75,7 @@ def fill(root: Path, vectors: NDArray[np.float32]) -> None:
         encoder_id = transaction.encoder_id(encoder.spec, encoder.location)
         transaction.activate(encoder_id)
         for i, vector in enumerate(vectors):
-            picture = Picture(
-                path=f"{2000 + i % 25}/trip {i % 400}/IMG_{i:06}.jpg",
-                size=2_000_000 + i,
-                mtime_ns=i,
-                sha256=hashlib.sha256(str(i).encode()).digest(),
-                format="JPEG",
-                width=4000 if i % 3 else 3000,
-                height=3000 if i % 3 else 4000,
-                orientation=1,
-                taken_at=datetime(2000, 1, 1) + timedelta(hours=2 * i) if i % 5 else None,
-                latitude=None,
-                longitude=None,
-                camera=None,
-                sidecars="",
-            )
-            transaction.put_file(picture, encoder_id, vector)
+            transaction.put_file(picture(i), encoder_id, vector)
 
 
 def with_store(plain: Path, root: Path, store: str) -> None:

@@ -15,15 +15,14 @@ from __future__ import annotations
 
 import argparse
 import csv
-import hashlib
 import tempfile
 import time
 from collections.abc import Callable
-from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from made_up import picture
 from report import write_report
 
 import mmsearch
@@ -31,7 +30,7 @@ from mmsearch.indexes import VectorIndex
 from mmsearch.retrieval.confidence import CUT
 from mmsearch.retrieval.encoders import Encoder
 from mmsearch.retrieval.library import Library
-from mmsearch.retrieval.schema import Caption, Picture
+from mmsearch.retrieval.schema import Caption
 
 CAMERAS = ("FUJIFILM X100V", "Canon EOS R6", "Pixel 8", None)
 
@@ -59,22 +58,9 @@ def fill(root: Path, encoder: Encoder, data: Path, files: int) -> list[str]:
             vector = photos[i % len(photos)] + 0.02 * generator.standard_normal(
                 encoder.dim, dtype=np.float32
             )
-            picture = Picture(
-                path=f"{2000 + i % 25}/trip {i % 400}/IMG_{i:06}.jpg",
-                size=2_000_000 + i,
-                mtime_ns=i,
-                sha256=hashlib.sha256(str(i).encode()).digest(),
-                format="JPEG",
-                width=4000 if i % 3 else 3000,
-                height=3000 if i % 3 else 4000,
-                orientation=1,
-                taken_at=datetime(2000, 1, 1) + timedelta(hours=2 * i) if i % 5 else None,
-                latitude=None,
-                longitude=None,
-                camera=CAMERAS[i % 4],
-                sidecars="",
+            id_ = transaction.put_file(
+                picture(i, CAMERAS[i % 4]), encoder_id, vector / np.linalg.norm(vector)
             )
-            id_ = transaction.put_file(picture, encoder_id, vector / np.linalg.norm(vector))
             if i % 10 == 0:
                 text = captions[int(generator.integers(len(captions)))]
                 transaction.set_captions(id_, [Caption(text, "sidecar")])

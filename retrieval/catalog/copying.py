@@ -74,10 +74,6 @@ def copy_rows(source: Connection, goal: Connection, report: Report) -> None:
             done += len(rows)
             report(table.name, done, total)
     _go_on_counting(goal, _last_numbers(source))
-    if is_postgresql(goal):
-        from mmsearch.retrieval.catalog import texts_postgresql
-
-        texts_postgresql.rebuild(goal)
     report("words", 0, 1)
     integrity.rebuild_words(goal)
     report("words", 1, 1)

@@ -147,11 +147,12 @@ def _same_words(connection: Connection) -> bool:
 
 
 def rebuild_words(connection: Connection) -> None:
-    """Make both full-text indexes anew from the catalog."""
+    """Make all texts that are looked for anew from the catalog."""
     if is_postgresql(connection):
-        from mmsearch.retrieval.catalog import words_postgresql
+        from mmsearch.retrieval.catalog import texts_postgresql, words_postgresql
 
         words_postgresql.rebuild(connection)
+        texts_postgresql.rebuild(connection)
         return
     for statement in SCHEMA:
         kind, name = statement.split()[1:3]

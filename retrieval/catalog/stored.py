@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -23,21 +23,6 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
 __all__ = ["Described", "StoreRecord"]
-
-_NAMES = (
-    "path",
-    "size",
-    "mtime_ns",
-    "format",
-    "width",
-    "height",
-    "orientation",
-    "taken_at",
-    "latitude",
-    "longitude",
-    "camera",
-    "indexed_at",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +67,7 @@ class StoreRecord:
 def described(connection: Connection, target: Target, ids: Collection[int]) -> dict[int, Described]:
     """Return what filters ask of pictures, or of the pictures of captions, by the ids given."""
     file, caption = tables.file.c, tables.caption.c
-    columns = [file[name] for name in _NAMES]
+    columns = [file[each.name] for each in fields(Described)]
     if target is Target.IMAGES:
         key, statement = file.id, select(file.id, *columns)
     else:
