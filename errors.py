@@ -56,6 +56,7 @@ __all__ = [
     "StoreUnavailable",
     "TokenRefused",
     "TrainingError",
+    "first_line",
     "quoted",
 ]
 
@@ -63,6 +64,15 @@ __all__ = [
 def quoted(path: Path | str) -> str:
     """Return a path as one word of a command that can be pasted into a shell."""
     return shlex.quote(str(path))
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line that a library's error says, without a stop; its name if it says none.
+
+    What follows are often many lines of a trace.
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__).rstrip(".")
 
 
 class MmsearchError(Exception):

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from mmsearch.errors import ClusterError, MissingExtra
+from mmsearch.errors import ClusterError, MissingExtra, first_line
 from mmsearch.retrieval.offline import is_here, is_offline
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ class Cluster:
             ) from error
         except self.ray.exceptions.RayError as error:
             raise ClusterError(
-                f"A machine of {self.address} does not answer: {_first_line(error)} Look at the "
+                f"A machine of {self.address} does not answer: {first_line(error)}. Look at the "
                 "cluster with: ray status"
             ) from error
         return dict(zip(asked, said, strict=True))
@@ -261,9 +261,9 @@ def _connect(ray: Any, address: str, temporary: Path | None) -> None:  # noqa: A
             python = ".".join(map(str, sys.version_info[:3]))
             raise ClusterError(
                 f"The cluster at {address} has another version than this Python {python} with Ray "
-                f"{ray.__version__}: {_first_line(error)} Install the same on both sides."
+                f"{ray.__version__}: {first_line(error)}. Install the same on both sides."
             ) from error
-        raise ClusterError(f"Ray cannot be used at {address}: {_first_line(error)}") from error
+        raise ClusterError(f"Ray cannot be used at {address}: {first_line(error)}.") from error
 
 
 def _knock(address: str) -> None:
@@ -306,12 +306,6 @@ def _place(address: str) -> tuple[str, int]:
             f"'{address}' is no address of a cluster. Give local, auto or ray://HOST:10001."
         )
     return host, port
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    line = lines[0] if lines else type(error).__name__
-    return line if line.endswith(".") else f"{line}."
 
 
 def _signal_handler() -> Any:  # noqa: ANN401

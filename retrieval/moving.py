@@ -145,10 +145,10 @@ def _move_catalog(
     library: Library, goal: LibraryConfig, uid: str, done: Move, report: Report
 ) -> LibraryConfig:
     """Copy the catalog, compare both, and have the folder name the copy."""
-    place = library.folder / "catalog.sqlite"
+    place = library.catalog.path
     if goal.catalog is None:
         config = replace(goal, uid=None)
-        fresh = library.folder / "catalog.sqlite.moving"
+        fresh = place.with_name(f"{place.name}.moving")
         remove(fresh)
         opened = Catalog.create(fresh)
     else:

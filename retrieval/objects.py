@@ -20,7 +20,7 @@ from types import SimpleNamespace
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from mmsearch.errors import MediaError, MissingExtra, SourceError
+from mmsearch.errors import MediaError, MissingExtra, SourceError, first_line
 from mmsearch.retrieval.media import MAX_FILE_BYTES
 from mmsearch.retrieval.offline import Offline
 
@@ -234,7 +234,7 @@ def _system(address: str) -> tuple[Any, str]:
             f"Run: pip install {driver}"
         ) from error
     except Exception as error:
-        raise SourceError(f"{address} cannot be used: {_text(error)}.") from error
+        raise SourceError(f"{address} cannot be used: {first_line(error)}.") from error
     return system, str(path)
 
 
@@ -251,16 +251,16 @@ def _tried(ask: Callable[[], _T], address: str) -> _T:
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
             raise FileNotFoundError(f"there is nothing at {address}") from error
         except PermissionError as error:
-            raise PermissionError(f"{address} may not be read: {_text(error)}") from error
+            raise PermissionError(f"{address} may not be read: {first_line(error)}") from error
         except Offline as error:
-            raise OSError(f"{address} is not read: {_text(error)}") from error
+            raise OSError(f"{address} is not read: {first_line(error)}") from error
         except Exception as error:
             # Each driver has its own: that nobody said who asks comes from botocore, from google.
             if "credential" in type(error).__name__.lower():
-                raise PermissionError(f"{address} may not be read: {_text(error)}") from error
+                raise PermissionError(f"{address} may not be read: {first_line(error)}") from error
             if number + 1 == TRIES:
                 raise OSError(
-                    f"{address} cannot be read, after {TRIES} tries: {_text(error)}"
+                    f"{address} cannot be read, after {TRIES} tries: {first_line(error)}"
                 ) from error
         time.sleep(FIRST_PAUSE_S * 2**number * random.uniform(0.5, 1.5))
     raise AssertionError
@@ -283,8 +283,3 @@ def _size_and_time(facts: dict[str, Any]) -> tuple[int, int]:
         tag = str(facts.get("ETag") or facts.get("etag") or facts.get("md5Hash") or "")
         mtime_ns = int.from_bytes(blake2b(tag.encode(), digest_size=8).digest()) >> 1
     return int(facts.get("size") or 0), mtime_ns
-
-
-def _text(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__).rstrip(".")
