@@ -151,6 +151,7 @@ def answer(state: State, asked: Sequence[Asked]) -> list[Answer | QueryError]:
     # A second stage may take its time; the catalog is not held that long.
     patient = any(each.second for each in asked)
     with nullcontext() if patient else state.catalog.at_once():
+        state = state.beside(state.catalog.stamp())
         works = [_Work(state, each) for each in asked]
         _look_for_words(state, works)
         left = [work for work in works if work.told is None]

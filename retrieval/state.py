@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -58,12 +59,27 @@ class State:
         self.encoder = encoder
         self.index = index
         self.adapter = adapter
+        self._keep_nothing()
+
+    def _keep_nothing(self) -> None:
         self._matching: dict[tuple[Filter, Target], NDArray[np.int64]] = {}
         self._words = KeptWords()
         self._files = Kept[FileRow](FILES)
         self._described = Kept[bool](FILES)
         self._vectors = Kept[bytes](FILES)
         self._usual = Kept[float](FILES)
+
+    def beside(self, stamp: str) -> State:
+        """Return this state for an answer that reads the catalog in the state `stamp`.
+
+        Where that is a later one it has nothing kept: what was looked up before, and what is now,
+        would make an answer that no state gives.
+        """
+        if stamp == self.stamp:
+            return self
+        other = copy(self)
+        other._keep_nothing()
+        return other
 
     @property
     def stamp(self) -> str:

@@ -34,6 +34,7 @@ from mmsearch.retrieval.catalog import Catalog, Transaction
 from mmsearch.retrieval.engine import SearchEngine, open_engine
 from mmsearch.retrieval.ingest import IndexReport, index
 from mmsearch.retrieval.library import Library
+from mmsearch.retrieval.schema import Target
 from tests.conftest import ColourEncoder
 from tests.test_tuning import ToneEncoder, tones, words, write_pairs
 
@@ -312,6 +313,29 @@ def test_a_mixture_of_states_would_be_noticed(library: Path, states: list[State]
         mixed = [*later.hits[:3], *answer.hits[3:]]
         fields = asdict(later) | {"hits": mixed}
         assert not any(state.fits(Answer(**fields)) for state in [*states, now])
+
+
+def test_what_was_kept_is_no_part_of_an_answer_about_a_later_state(
+    library: Path, states: list[State], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The library changes after an engine has looked at it, and before it answers."""
+    with open_engine(library) as engine:
+        before = ask(engine, "picture", 31)
+        assert states[-1].fits(before)
+        # Some of what was told is gone, and some of what comes next.
+        scores = {path: vector for path, vector in states[-1].vectors.items()}
+        asked = embedded(ENCODERS["tone-1"], 31, True)
+        order = sorted(scores, key=lambda path: -float(scores[path] @ asked))
+        seen = engine._state(Target.IMAGES)
+        for path in (order[1], order[K], order[K + 2]):
+            (library / path).unlink()
+        # Looked up beforehand, as another question may have done.
+        seen.files(seen.index.ids[::2].tolist())
+        index(library, model=ENCODERS["tone-1"])
+        assert seen.stamp != engine.library.catalog.stamp()
+        monkeypatch.setattr(engine, "_state", lambda target: seen)
+        assert states[-1].fits(ask(engine, "picture", 31))
+        assert states[-1].fits(ask(engine, "text", 7))
 
 
 def test_of_two_writers_one_works_and_the_other_waits_or_says_who(
