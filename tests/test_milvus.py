@@ -85,6 +85,10 @@ def filled(index: MilvusIndex, n: int = 200) -> ExactIndex:
     return oracle
 
 
+def unit_rows(rows: Any) -> Any:
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_finds_what_exact_search_finds(make: Any, kind: str) -> None:
     index = make(kind=kind, vectors_of=looked_up() if kind == "ivf-sq8" else None)
@@ -239,10 +243,44 @@ def test_a_graph_is_tuned_and_says_what_it_finds(make: Any) -> None:
     assert index.recall is None
     index.tune([(queries, true)], 0.98)
     found = index.search(queries, 10).ids
-    share = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(found, true, strict=True)])
+    share = share_found(found, true)
     assert index.recall == pytest.approx(share, abs=0.02)
     assert share >= 0.97
     assert index.search(rows[:50], 1).ids[:, 0].tolist() == list(range(50))
+
+
+def test_a_graph_finds_what_a_filter_lets_through(make: Any) -> None:
+    index = make(dim=256, kind="hnsw")
+    n, generator = 20_000, np.random.default_rng(3)
+    # Subjects of which there are many and few pictures, and as many directions as matter: such a
+    # graph loses what a filter cuts off, which it does not of vectors from anywhere.
+    spread = 1 / np.sqrt(1 + np.arange(256))
+    subjects = generator.normal(size=(4_000, 256)) * spread
+    shares = 1 / (1 + np.arange(4_000))
+    of = generator.choice(4_000, n, p=shares / shares.sum())
+    rows = unit_rows(subjects[of] + 0.6 * generator.normal(size=(n, 256)) * spread)
+    day, width = of % 10, generator.integers(0, 10, n)
+    fields = {"width": width.tolist(), "latitude": day.tolist(), "folder": [""] * n}
+    index.upsert(np.arange(n), rows, fields)
+    index.collection.settle()
+    index.collection.wait_until_served()
+    oracle = ExactIndex(256)
+    oracle.add(np.arange(n), rows)
+    queries = unit_rows(rows[:200] + 0.03 * generator.normal(size=(200, 256)))
+    for expression, allowed in {
+        "width < 3": width < 3,
+        "latitude < 3.0": day < 3,
+        "latitude < 5.0 and width < 5": (day < 5) & (width < 5),
+    }.items():
+        ids, condition = np.flatnonzero(allowed), index.where(expression)
+        true = oracle.search(queries, 10, among=ids).ids
+        found = index.search(queries, 10, effort=256, among=condition).ids
+        assert np.isin(found, ids).all()
+        assert share_found(found, true) >= 0.98, expression
+
+
+def share_found(found: Any, true: Any) -> float:
+    return float(np.mean([len(set(a) & set(b)) / 10 for a, b in zip(found, true, strict=True)]))
 
 
 def test_an_index_can_be_changed_and_the_answers_stay(make: Any, server: Server) -> None:
