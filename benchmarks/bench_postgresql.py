@@ -59,16 +59,25 @@ def fill(catalog: Catalog, files: int) -> int:
             encoder_id = transaction.encoder_id(spec, "bench")
             if start == 0:
                 transaction.activate(encoder_id)
-            for number in range(start, min(files, start + 64)):
-                picture = Picture(
+            numbers = range(start, min(files, start + 64))
+            pictures = [
+                Picture(
                     f"{number % 40}/{WORDS[number % 15]} {number}.jpg", number, number * 10**9,
                     number.to_bytes(32, "big"), "JPEG", 1600, 1200, 1, None, None, None,
                     "Canon EOS R5", "",
-                )  # fmt: skip
-                id_ = transaction.put_file(picture, encoder_id, vectors[number])
-                if number % 2:
-                    said = " ".join(draw.choice(WORDS, 6))
-                    transaction.set_captions(id_, [Caption(said, "sidecar")])
+                )
+                for number in numbers
+            ]  # fmt: skip
+            # As a batch of pictures is indexed of which none was there.
+            transaction.contents_among([picture.sha256 for picture in pictures])
+            ids = transaction.add_files(pictures, encoder_id, vectors[numbers])
+            transaction.add_captions(
+                {
+                    id_: [Caption(" ".join(draw.choice(WORDS, 6)), "sidecar")]
+                    for id_, number in zip(ids, numbers, strict=True)
+                    if number % 2
+                }
+            )
     with catalog.write() as transaction:
         transaction.forget_changes(catalog.stamp())
     return encoder_id

@@ -19,6 +19,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from mmsearch.errors import MediaError, ModelMismatch, SourceError, quoted
 from mmsearch.retrieval import null_distribution
 from mmsearch.retrieval.blocks import NodeRate, NodeRates
@@ -40,7 +42,6 @@ from mmsearch.retrieval.sharing import Claims, Shared
 from mmsearch.retrieval.survey import survey
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
     from PIL.Image import Image
 
@@ -498,13 +499,46 @@ class Run:
             for path in paths:
                 self.known.pop(path, None)
             self.known |= now
+        contents = [item.picture.sha256 for item in batch.items if isinstance(item, Read)]
+        taken = transaction.contents_among(contents)
+        new: list[Read] = []
         for item in batch.items:
-            if isinstance(item, Read):
-                vector = batch.vectors.get(item.picture.path)
-                self._write(transaction, item, vector, gone, written)
-            else:
+            if isinstance(item, Unread):
                 self.write_problem(transaction, item)
+                continue
+            picture = item.picture
+            vector = batch.vectors.get(picture.path)
+            if (
+                vector is not None
+                and picture.path not in self.known
+                and picture.sha256 not in taken
+            ):
+                taken.add(picture.sha256)
+                new.append(item)
+                continue
+            # Ids are given in the order of files.
+            self._add(transaction, new, batch, written)
+            new = []
+            self._write(transaction, item, vector, gone, written)
+        self._add(transaction, new, batch, written)
         return written
+
+    def _add(
+        self, transaction: Transaction, new: Sequence[Read], batch: Embedded, written: _Written
+    ) -> None:
+        """Write pictures that neither stand at their paths nor have a twin."""
+        pictures = [item.picture for item in new]
+        if not pictures:
+            return
+        vectors = np.stack([batch.vectors[picture.path] for picture in pictures])
+        ids = transaction.add_files(pictures, self.encoder_id, vectors)
+        transaction.add_captions(
+            {id_: item.captions for id_, item in zip(ids, new, strict=True) if item.captions}
+        )
+        for item in new:
+            if item.unread is not None:
+                self.write_problem(transaction, Unread(item.picture.path, item.unread))
+        written.outcomes["added"] += len(new)
 
     def _path_of(self, item: Read | Unread) -> str:
         return item.picture.path if isinstance(item, Read) else item.path

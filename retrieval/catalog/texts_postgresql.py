@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from mmsearch.retrieval.schema import Picture
 
 __all__ = [
+    "add_files",
     "caption_text",
     "file_text",
     "for_like",
@@ -88,12 +89,19 @@ def for_like(text: str) -> str:
     return text if text.isascii() and "\0" not in text else text.translate(_STAND_INS)
 
 
-def put_file(connection: Connection, id_: int, picture: Picture, *, new: bool) -> None:
-    """Write what is compared of a picture."""
-    if not new:
-        connection.execute(delete(file_text).where(file_text.c.file_id == id_))
-    row = _file_row(id_, picture.path, picture.camera, picture.format)
-    connection.execute(insert(file_text), row)
+def add_files(connection: Connection, pictures: Mapping[int, Picture]) -> None:
+    """Write what is compared of new pictures, by their ids."""
+    rows = [
+        _file_row(id_, picture.path, picture.camera, picture.format)
+        for id_, picture in pictures.items()
+    ]
+    connection.execute(insert(file_text), rows)
+
+
+def put_file(connection: Connection, id_: int, picture: Picture) -> None:
+    """Write what is compared of a picture that is there."""
+    connection.execute(delete(file_text).where(file_text.c.file_id == id_))
+    add_files(connection, {id_: picture})
 
 
 def _file_row(id_: int, path: str, camera: str | None, format_: str) -> dict[str, object]:

@@ -16,7 +16,7 @@ from sqlalchemy import text as sql
 from mmsearch.retrieval.catalog import stored, tables
 from mmsearch.retrieval.catalog.connection import is_postgresql
 from mmsearch.retrieval.catalog.known import KnownFile, known_files
-from mmsearch.retrieval.catalog.words import put_file_words
+from mmsearch.retrieval.catalog.words import add_file_words, put_file_words
 from mmsearch.retrieval.schema import GENERATED, Target
 
 if TYPE_CHECKING:
@@ -119,6 +119,29 @@ class Transaction:
             self._connection.execute(unset)
             self._connection.execute(delete(tables.encoder).where(tables.encoder.c.id == id_))
 
+    def add_files(
+        self, pictures: Sequence[Picture], encoder_id: int, vectors: NDArray[np.float32]
+    ) -> list[int]:
+        """Add pictures at paths where none stands, with their `float32[n, dim]` vectors.
+
+        Of many at once a tenth of the statements is sent that `put_file` takes. Returns their ids.
+        """
+        if not pictures:
+            return []
+        now = _now()
+        given = insert(tables.file).returning(tables.file.c.id, sort_by_parameter_order=True)
+        values = [asdict(picture) | {"indexed_at": now} for picture in pictures]
+        ids = [*self._connection.scalars(given, values)]
+        added = dict(zip(ids, pictures, strict=True))
+        add_file_words(self._connection, added)
+        if self._served:
+            from mmsearch.retrieval.catalog import texts_postgresql
+
+            texts_postgresql.add_files(self._connection, added)
+        self._put_vectors(tables.file_vector, "file_id", encoder_id, ids, vectors)
+        self.resolve_problems([picture.path for picture in pictures])
+        return ids
+
     def put_file(self, picture: Picture, encoder_id: int, vector: NDArray[np.float32]) -> int:
         """Add a picture with its `float32[dim]` vector, or replace what stood at its path.
 
@@ -129,23 +152,22 @@ class Transaction:
         found = self._connection.execute(
             select(file.id, file.sha256).where(file.path == picture.path)
         ).one_or_none()
-        values = asdict(picture) | {"indexed_at": _now()}
         if found is None:
-            id_ = self._insert(tables.file, values)
+            return self.add_files([picture], encoder_id, vector[None])[0]
+        id_, sha256 = found
+        values = asdict(picture) | {"indexed_at": _now()}
+        self._connection.execute(update(tables.file).where(file.id == id_).values(**values))
+        stored.note_described(self._connection, id_)
+        stale = delete(tables.file_vector).where(vectors.file_id == id_)
+        if sha256 == picture.sha256:
+            stale = stale.where(vectors.encoder_id == encoder_id)
         else:
-            id_, sha256 = found
-            self._connection.execute(update(tables.file).where(file.id == id_).values(**values))
-            stored.note_described(self._connection, id_)
-            stale = delete(tables.file_vector).where(vectors.file_id == id_)
-            if sha256 == picture.sha256:
-                stale = stale.where(vectors.encoder_id == encoder_id)
-            else:
-                self._forget_generated(id_)
-            self._connection.execute(stale)
-        self._put_texts(id_, picture, new=found is None)
+            self._forget_generated(id_)
+        self._connection.execute(stale)
+        self._put_texts(id_, picture)
         self._put_vectors(tables.file_vector, "file_id", encoder_id, [id_], vector[None])
         self.resolve_problems([picture.path])
-        return id_
+        return int(id_)
 
     def put_content_vector(
         self, sha256: bytes, encoder_id: int, vector: NDArray[np.float32]
@@ -183,7 +205,7 @@ class Transaction:
             # No vector is another, but answers are.
             self._changed = True
         self._connection.execute(update(tables.file).where(file.id == id_).values(**values))
-        self._put_texts(id_, picture, new=False)
+        self._put_texts(id_, picture)
         self.resolve_problems([picture.path])
 
     def known_files(self, encoder_id: int, paths: Sequence[str]) -> dict[str, KnownFile]:
@@ -198,6 +220,14 @@ class Transaction:
             found = select(file.id, file.path).where(file.id.in_(part))
             there.update((id_, path) for id_, path in self._connection.execute(found))
         return [id_ for id_, path in paths.items() if there.get(id_) == path]
+
+    def contents_among(self, contents: Sequence[bytes]) -> set[bytes]:
+        """Return those of some contents (SHA-256) that a picture has."""
+        file, there = tables.file.c, set[bytes]()
+        for part in tables.in_parts(contents):
+            found = select(file.sha256).where(file.sha256.in_(part))
+            there.update(self._connection.scalars(found))
+        return there
 
     def files_with(self, sha256: bytes) -> list[int]:
         """Return the ids of the pictures with this content."""
@@ -223,6 +253,20 @@ class Transaction:
             gone = delete(tables.file).where(tables.file.c.id == bindparam("key"))
             self._connection.execute(gone, rows)
 
+    def add_captions(self, captions: Mapping[int, Sequence[Caption]]) -> None:
+        """Write the captions of pictures that have none, by their ids.
+
+        Of a picture's captions with one text the first is kept.
+        """
+        rows = [
+            {"file_id": file_id, "text": text, "source": source}
+            for file_id, said in captions.items()
+            for text, source in _by_text(said).items()
+        ]
+        if rows:
+            self._changed = True
+            self._insert_captions(rows)
+
     def set_captions(
         self, file_id: int, captions: Sequence[Caption], *, sources: Iterable[str] | None = None
     ) -> None:
@@ -242,8 +286,7 @@ class Transaction:
             select(columns.id, columns.text, columns.source).where(columns.file_id == file_id)
         ).all()
         spoken_for = None if sources is None else set(sources)
-        # Reversed, so that the first source that gives a text keeps it.
-        wanted = {caption.text: caption.source for caption in reversed(captions)}
+        wanted = _by_text(captions)
         stale = []
         for id_, text, source in rows:
             if spoken_for is None:
@@ -260,7 +303,12 @@ class Transaction:
                 self._connection.execute(delete(tables.caption).where(columns.id.in_(part)))
         if wanted:
             self._changed = True
-            self._insert_captions(file_id, wanted)
+            self._insert_captions(
+                [
+                    {"file_id": file_id, "text": text, "source": source}
+                    for text, source in wanted.items()
+                ]
+            )
         own = select(columns.id).where(
             columns.file_id == file_id, columns.source.not_like(f"{GENERATED}%")
         )
@@ -388,14 +436,10 @@ class Transaction:
 
     def resolve_problems(self, paths: Iterable[str]) -> None:
         """Forget problems of files that were indexed since, or are gone."""
-        for path in paths:
-            self._connection.execute(delete(tables.problem).where(tables.problem.c.path == path))
+        for part in tables.in_parts([*paths]):
+            self._connection.execute(delete(tables.problem).where(tables.problem.c.path.in_(part)))
 
-    def _insert_captions(self, file_id: int, sources: Mapping[str, str]) -> None:
-        """Add captions: the sources by their texts."""
-        rows = [
-            {"file_id": file_id, "text": text, "source": source} for text, source in sources.items()
-        ]
+    def _insert_captions(self, rows: Sequence[Mapping[str, object]]) -> None:
         if not self._served:
             # Triggers see to the words.
             self._connection.execute(insert(tables.caption), rows)
@@ -404,17 +448,17 @@ class Transaction:
 
         given = insert(tables.caption).returning(tables.caption.c.id, sort_by_parameter_order=True)
         ids = self._connection.scalars(given, rows).all()
-        texts = dict(zip(ids, sources, strict=True))
+        texts = {id_: str(row["text"]) for id_, row in zip(ids, rows, strict=True)}
         words_postgresql.put_caption_words(self._connection, texts)
         texts_postgresql.put_captions(self._connection, texts)
 
-    def _put_texts(self, id_: int, picture: Picture, *, new: bool) -> None:
-        """Write what a picture is found by beside its vector."""
-        put_file_words(self._connection, id_, picture, new=new)
+    def _put_texts(self, id_: int, picture: Picture) -> None:
+        """Write what a picture that is there is found by beside its vector."""
+        put_file_words(self._connection, id_, picture)
         if self._served:
             from mmsearch.retrieval.catalog import texts_postgresql
 
-            texts_postgresql.put_file(self._connection, id_, picture, new=new)
+            texts_postgresql.put_file(self._connection, id_, picture)
 
     def _insert(self, table: Table, values: Mapping[str, object]) -> int:
         result = self._connection.execute(insert(table).values(**values))
@@ -437,6 +481,12 @@ class Transaction:
             for id_, row in zip(ids, vectors.astype("<f2"), strict=True)
         ]
         self._connection.execute(insert(table), rows)
+
+
+def _by_text(captions: Sequence[Caption]) -> dict[str, str]:
+    """Return the sources of captions by their texts."""
+    # Reversed, so that the first source that gives a text keeps it.
+    return {caption.text: caption.source for caption in reversed(captions)}
 
 
 def _now() -> datetime:

@@ -19,6 +19,8 @@ from sqlalchemy import text as sql
 from mmsearch.retrieval.catalog.connection import is_postgresql
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from sqlalchemy import Connection
 
     from mmsearch.retrieval.schema import Picture
@@ -27,6 +29,7 @@ __all__ = [
     "COLUMN_WEIGHTS",
     "SCHEMA",
     "TOKENIZE",
+    "add_file_words",
     "file_words",
     "fill_words",
     "key_of",
@@ -120,23 +123,36 @@ def file_words(path: str, camera: str | None, taken: str | None) -> dict[str, st
     }
 
 
-def put_file_words(
-    connection: Connection, id_: int, picture: Picture, *, new: bool = False
-) -> None:
-    """Make the words of a file those of its path, camera and time; a new file has none yet."""
-    taken = None if picture.taken_at is None else picture.taken_at.isoformat()
-    row = file_words(picture.path, picture.camera, taken)
+def add_file_words(connection: Connection, pictures: Mapping[int, Picture]) -> None:
+    """Write the words of new files, by their ids: those of path, camera and time."""
+    rows = {id_: _words_of(picture) for id_, picture in pictures.items()}
     if is_postgresql(connection):
         from mmsearch.retrieval.catalog import words_postgresql
 
-        words_postgresql.put_file_words(connection, id_, row, new=new)
+        words_postgresql.add_file_words(connection, rows)
+    else:
+        connection.execute(_INSERT_FILE, [row | {"id": id_} for id_, row in rows.items()])
+
+
+def put_file_words(connection: Connection, id_: int, picture: Picture) -> None:
+    """Make the words of a file that is there those of its path, camera and time."""
+    row = _words_of(picture)
+    if is_postgresql(connection):
+        from mmsearch.retrieval.catalog import words_postgresql
+
+        words_postgresql.put_file_words(connection, id_, row)
         return
-    there = None if new else connection.execute(_READ_FILE, {"id": id_}).one_or_none()
+    there = connection.execute(_READ_FILE, {"id": id_}).one_or_none()
     if there is not None and tuple(there) == tuple(row.values()):
         return
     if there is not None:
         connection.execute(_DELETE_FILE, {"id": id_})
     connection.execute(_INSERT_FILE, row | {"id": id_})
+
+
+def _words_of(picture: Picture) -> dict[str, str]:
+    taken = None if picture.taken_at is None else picture.taken_at.isoformat()
+    return file_words(picture.path, picture.camera, taken)
 
 
 def fill_words(connection: Connection) -> None:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
 __all__ = [
+    "add_file_words",
     "counted",
     "damage",
     "files_by_key",
@@ -61,16 +62,26 @@ class _Indexed(NamedTuple):
     length: int
 
 
-def put_file_words(connection: Connection, id_: int, row: Mapping[str, str], *, new: bool) -> None:
-    """Make the words of a file these, as `words.file_words` returns them."""
-    stored = _stored(row)
-    there = None if new else connection.execute(_READ_FILE, {"id": id_}).one_or_none()
-    if there is not None and [*there] == [*stored.values()]:
+def add_file_words(connection: Connection, rows: Mapping[int, Mapping[str, str]]) -> None:
+    """Write the words of new files, by their ids, as `words.file_words` returns them."""
+    indexed = _indexed([[*row.values()] for row in rows.values()], LETTERS)
+    connection.execute(
+        _INSERT_FILE,
+        [
+            {"id": id_, **_stored(row), **each._asdict()}
+            for (id_, row), each in zip(rows.items(), indexed, strict=True)
+        ],
+    )
+
+
+def put_file_words(connection: Connection, id_: int, row: Mapping[str, str]) -> None:
+    """Make the words of a file that is there these."""
+    there = connection.execute(_READ_FILE, {"id": id_}).one_or_none()
+    if there is not None and [*there] == [*_stored(row).values()]:
         return
     if there is not None:
         connection.execute(_DELETE_FILE, {"id": id_})
-    (indexed,) = _indexed([[*row.values()]], LETTERS)
-    connection.execute(_INSERT_FILE, {"id": id_, **stored, **indexed._asdict()})
+    add_file_words(connection, {id_: row})
 
 
 def put_caption_words(connection: Connection, texts: Mapping[int, str]) -> None:
@@ -89,15 +100,7 @@ def rebuild(connection: Connection) -> None:
     # The deletions were noted, too.
     connection.exec_driver_sql("DELETE FROM word_total")
     for part in _parts(connection, _FILES):
-        rows = [_file_words(*facts) for _, *facts in part]
-        indexed = _indexed([[*row.values()] for row in rows], LETTERS)
-        connection.execute(
-            _INSERT_FILE,
-            [
-                {"id": id_, **_stored(row), **each._asdict()}
-                for (id_, *_), row, each in zip(part, rows, indexed, strict=True)
-            ],
-        )
+        add_file_words(connection, {id_: _file_words(*facts) for id_, *facts in part})
     for part in _parts(connection, _TEXTS):
         put_caption_words(connection, {id_: text_of(text) for id_, text in part})
 
