@@ -19,7 +19,7 @@ from mmsearch.errors import (
     StorageError,
 )
 from mmsearch.retrieval import reading
-from mmsearch.retrieval.catalog import tables
+from mmsearch.retrieval.catalog import Transaction, tables
 from mmsearch.retrieval.ingest import IndexReport, index
 from mmsearch.retrieval.library import Library
 from mmsearch.retrieval.schema import Target
@@ -123,6 +123,63 @@ def test_moving_the_whole_library_reads_nothing(photos: Path, encoder: ColourEnc
         assert hit.file(hit.hits[0]) == elsewhere / "red.jpg"
     assert counts(index(elsewhere, model=encoder)) == (0, 0, 6, 0, 0)
     assert encoder.prepared == 6
+
+
+def test_written_together_or_one_by_one_is_the_same(
+    photos: Path,
+    catalog_url: str | None,
+    encoder: ColourEncoder,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """New pictures of a batch are added at once; a twin, a change, a move is seen to by itself."""
+    for number in range(40):
+        draw(
+            photos / "many" / f"{number:02}.png", [*COLOURS][number % len(COLOURS)], (9 + number, 9)
+        )
+        if number % 3 == 0:
+            (photos / "many" / f"{number:02}.txt").write_text(
+                f"a picture\nnumber {number}\na picture"
+            )
+    shutil.copy(photos / "many" / "05.png", photos / "many" / "05 again.png")
+    shutil.copy(photos / "many" / "30.png", photos / "00.png")
+    for number in (17, 18):
+        (photos / "many" / f"{number}.png").write_bytes(b"no picture")
+    (photos / "many" / "08.png").rename(photos / "many" / os.fsdecode(b"08 \xff.png"))
+    other = tmp_path / "other"
+    shutil.copytree(photos, other, ignore=shutil.ignore_patterns(".mmsearch"))
+    if catalog_url is not None:
+        Library.create(other, catalog=catalog_url).close()
+
+    def changed(root: Path) -> None:
+        (root / "many" / "02.png").rename(root / "02.png")
+        (root / "many" / "03.png").rename(root / "swapped")
+        (root / "many" / "04.png").rename(root / "many" / "03.png")
+        (root / "swapped").rename(root / "many" / "04.png")
+        shutil.copy(root / "many" / "07.png", root / "many" / "07 again.png")
+        draw(root / "many" / "09.png", "white", (99, 9))
+        draw(root / "many" / "17.png", "white", (98, 9))
+        draw(root / "many" / "99.png", "white", (97, 9))
+        (root / "many" / "99.txt").write_text("new")
+        for name in ("07 again.png", "09.png", "17.png", "99.png", "99.txt"):
+            os.utime(root / "many" / name, ns=(10**18, 10**18))
+
+    together = [index(photos, model=encoder)]
+    changed(photos)
+    together.append(index(photos, model=encoder))
+    monkeypatch.setattr(Transaction, "contents_among", lambda _, contents: {*contents})
+    by_one = [index(other, model=encoder)]
+    changed(other)
+    by_one.append(index(other, model=encoder))
+    assert [counts(report) for report in together] == [counts(report) for report in by_one]
+    assert counts(together[1])[0] >= 2
+    assert rows(photos) == rows(other)
+    for root in (photos, other):
+        with closing(Library.open(root)) as library:
+            assert library.catalog.words_damage() == []
+    with closing(Library.open(photos)) as one, closing(Library.open(other)) as two:
+        assert one.catalog.problems() == two.catalog.problems()
+        assert [problem.path for problem in one.catalog.problems()] == ["many/18.png"]
 
 
 def test_touched_file_is_hashed_but_not_decoded(photos: Path, encoder: ColourEncoder) -> None:
