@@ -46,8 +46,6 @@ COMPARED_SHARE = 0.05
 DEEPER = 2, 16
 """How many times as deep as a filter's share would take, to find enough that it lets through: the
 nearest of a query are often all allowed or all not, as the pictures of one day are."""
-DEEPEST_FILTERED = 4_096
-"""Beyond that, walking through the filter is quicker."""
 LARGEST_ID = 2**63 - 2
 """Milvus 2.3 takes the id after it, and does not find it any more."""
 MARGIN = 0.25
@@ -285,7 +283,7 @@ class MilvusIndex(VectorIndex):
         scores = np.full((len(queries), k), -np.inf, dtype=np.float32)
         rest = np.arange(len(queries))
         for depth in (math.ceil(times * k / share) for times in DEEPER):
-            if len(rest) and depth <= DEEPEST_FILTERED:
+            if len(rest) and depth <= self.collection.spec.deepest:
                 near = self._ask(queries[rest], min(depth, len(self)), effort, "")
                 found = _allowed(near, condition, k)
                 ids[rest], scores[rest] = found.ids, found.scores

@@ -36,6 +36,8 @@ OURSELVES = ("cli.py", "mmsearch", "mmsearch.exe")
 NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP}
 """What a file system without locks answers, such as NFS without its lock service."""
 LOOK_AGAIN_S = 0.1
+SIGNED_WITHIN_S = 0.5
+"""How long whoever took the lock is given to say so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,10 +150,16 @@ def _acquire(lock: BaseFileLock, holder: Path, what: Path, wait: float) -> bool:
 
 
 def _named(holder: Path, *, capital: bool = False) -> str:
-    said = Holder.read(holder)
     another = f"{'A' if capital else 'a'}nother mmsearch"
-    # One that is dead was killed, and whoever holds the lock now has not said so yet.
-    return f"{another} ({said})" if said is not None and said.may_live else another
+    ends = time.monotonic() + SIGNED_WITHIN_S
+    while True:
+        said = Holder.read(holder)
+        if said is not None and said.may_live:
+            return f"{another} ({said})"
+        # One that is dead was killed, and whoever holds the lock now has not said so yet.
+        if time.monotonic() > ends:
+            return another
+        time.sleep(LOOK_AGAIN_S / 10)
 
 
 def _sign(file: Path) -> None:

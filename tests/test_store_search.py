@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mmsearch.indexes.exact import ExactIndex
-from mmsearch.indexes.milvus import DEEPEST_FILTERED, MilvusIndex
+from mmsearch.indexes.milvus import MilvusIndex
 from mmsearch.indexes.milvus_choice import choose
 from tests.test_indexes import assert_same, vectors
 
@@ -69,7 +69,7 @@ def test_a_filter_hides_nothing_that_a_graph_finds_without_it(k):
     graph, found, true = searched(np.flatnonzero(np.arange(N) % 10 < 3), k)
     assert_same(found, true)
     assert all(not expression for _, _, expression in graph.asked)
-    assert max(depth for _, depth, _ in graph.asked) <= DEEPEST_FILTERED
+    assert max(depth for _, depth, _ in graph.asked) <= graph.spec.deepest
 
 
 def test_what_is_near_and_kept_out_is_looked_past():
