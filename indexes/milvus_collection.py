@@ -51,6 +51,9 @@ STALLED_S = 600.0
 SLOW_S = 120.0
 """What creating, loading and flushing may take, which wait for several nodes."""
 
+SEALED = 3
+"""The state of a segment that is loaded with its index (`SegmentState` of Milvus's protocol)."""
+
 Consistency = Literal["Session", "Bounded", "Strong"]
 Progress = Callable[[str, int, int], None]
 
@@ -292,7 +295,8 @@ class Collection:
         rows, ends = self.count(consistency="Strong"), time.monotonic() + SLOW_S
         while time.monotonic() < ends:
             loaded = self._call("list_loaded_segments")
-            if sum(each.num_rows for each in loaded if each.index_name) >= rows:
+            # Those that still grow are no part of it; those of under a thousand rows get no index.
+            if sum(each.num_rows for each in loaded if each.state == SEALED) >= rows:
                 return
             time.sleep(0.3)
 

@@ -198,6 +198,11 @@ def _move_store(library: Library, goal: LibraryConfig, done: Move, report: Repor
     """Make the index elsewhere from the catalog, compare both, and have the folder name it."""
     before = library.config
     config = replace(before, store=goal.store)
+    if goal.store is not None:
+        # Later calls try for minutes what may pass; who never answered is told at once.
+        from mmsearch.retrieval.index_store import reach
+
+        reach(goal.store)
     # What was told to the store before is nothing that another one knows, nor this one later.
     records = library.catalog.store_records()
     with library.catalog.write() as transaction:
