@@ -15,7 +15,7 @@ from sqlalchemy import text as sql
 
 from mmsearch.retrieval.catalog import stored, tables
 from mmsearch.retrieval.catalog.connection import is_postgresql
-from mmsearch.retrieval.catalog.known import KnownFile, known_files
+from mmsearch.retrieval.catalog.known import KnownFile, files_with, known_files
 from mmsearch.retrieval.catalog.words import add_file_words, put_file_words
 from mmsearch.retrieval.schema import GENERATED, Target
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from mmsearch.retrieval.catalog.stored import StoreRecord
     from mmsearch.retrieval.schema import Caption, EncoderSpec, Picture, Problem
 
-__all__ = ["Transaction", "files_with"]
+__all__ = ["Transaction"]
 
 _SHOWN = ("path", "taken_at", "camera", "width", "height", "latitude", "longitude")
 """What answers tell of a picture, choose by or are found by; the rest is for indexing."""
@@ -492,9 +492,3 @@ def _by_text(captions: Sequence[Caption]) -> dict[str, str]:
 def _now() -> datetime:
     # SQLite keeps no time zone: the catalog's own times are UTC.
     return datetime.now(UTC).replace(tzinfo=None)
-
-
-def files_with(connection: Connection, sha256: bytes) -> list[int]:
-    """Return the ids of the pictures with this content."""
-    file = tables.file.c
-    return list(connection.scalars(select(file.id).where(file.sha256 == sha256)))
