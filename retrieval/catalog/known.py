@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ __all__ = [
     "KnownProblem",
     "containers",
     "contents",
+    "contents_among",
     "embedded_ids",
     "files_with",
     "holds_below",
@@ -26,6 +27,7 @@ __all__ = [
     "known_files",
     "known_problems",
     "problems",
+    "still_at",
 ]
 
 
@@ -141,3 +143,22 @@ def containers(connection: Connection) -> dict[str, tuple[int, int]]:
     columns = tables.container.c
     statement = select(columns.path, columns.size, columns.mtime_ns)
     return {path: (size, at) for path, size, at in connection.execute(statement)}
+
+
+def still_at(connection: Connection, paths: Mapping[int, str]) -> list[int]:
+    """Return the ids of the pictures that are where they were, and not moved or gone since."""
+    file = tables.file.c
+    there: dict[int, str] = {}
+    for part in tables.in_parts([*paths]):
+        found = select(file.id, file.path).where(file.id.in_(part))
+        there.update((id_, path) for id_, path in connection.execute(found))
+    return [id_ for id_, path in paths.items() if there.get(id_) == path]
+
+
+def contents_among(connection: Connection, contents: Sequence[bytes]) -> set[bytes]:
+    """Return those of some contents (SHA-256) that a picture has."""
+    file, there = tables.file.c, set[bytes]()
+    for part in tables.in_parts(contents):
+        found = select(file.sha256).where(file.sha256.in_(part))
+        there.update(connection.scalars(found))
+    return there

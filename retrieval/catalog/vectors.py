@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from sqlalchemy import Column, func, select
+from sqlalchemy import Column, delete, func, insert, select
 
 from mmsearch.errors import StorageError
 from mmsearch.retrieval.catalog import stored, tables
@@ -17,7 +18,16 @@ if TYPE_CHECKING:
 
     from mmsearch.retrieval.catalog.library_row import LibraryRow
 
-__all__ = ["all_vectors", "changes", "check_length", "vector_ids"]
+__all__ = [
+    "all_vectors",
+    "changes",
+    "check_length",
+    "drop_vectors",
+    "put_vectors",
+    "vector_ids",
+    "vector_of",
+    "without_vector",
+]
 
 _VECTORS = {
     Target.IMAGES: (tables.file_vector, "file_id"),
@@ -95,3 +105,54 @@ def changes(
     if target is Target.CAPTIONS and then.adapter_id != row.adapter_id:
         return None
     return stored.changed_since(connection, target, then.seq)
+
+
+def vector_of(connection: Connection, sha256: bytes, encoder_id: int) -> NDArray[np.float32] | None:
+    """Return the `float32[dim]` vector of any picture with this content, if there is one."""
+    vector, file = tables.file_vector.c, tables.file.c
+    statement = (
+        select(vector.vector)
+        .join(tables.file, vector.file_id == file.id)
+        .where(file.sha256 == sha256, vector.encoder_id == encoder_id)
+        .limit(1)
+    )
+    blob = connection.scalar(statement)
+    return None if blob is None else np.frombuffer(blob, dtype="<f2").astype(np.float32)
+
+
+def without_vector(connection: Connection, sha256: bytes, encoder_id: int) -> list[int]:
+    """Return the ids of the pictures with this content that lack a vector of an encoder."""
+    file, vector = tables.file.c, tables.file_vector.c
+    ours = (vector.file_id == file.id) & (vector.encoder_id == encoder_id)
+    lacking = (
+        select(file.id)
+        .select_from(tables.file.outerjoin(tables.file_vector, ours))
+        .where(file.sha256 == sha256, vector.file_id.is_(None))
+    )
+    return list(connection.scalars(lacking))
+
+
+def put_vectors(
+    connection: Connection,
+    target: Target,
+    encoder_id: int,
+    ids: Sequence[int],
+    vectors: NDArray[np.float32],
+) -> None:
+    """Store the `float32[n, dim]` vectors of pictures or captions that have none."""
+    table, id_column = _VECTORS[target]
+    rows = [
+        {"encoder_id": encoder_id, id_column: id_, "vector": row.tobytes()}
+        for id_, row in zip(ids, vectors.astype("<f2"), strict=True)
+    ]
+    connection.execute(insert(table), rows)
+
+
+def drop_vectors(
+    connection: Connection, target: Target, encoder_id: int, ids: Sequence[int]
+) -> None:
+    """Forget an encoder's vectors of these pictures or captions."""
+    table, id_column = _VECTORS[target]
+    for part in tables.in_parts(ids):
+        same = (table.c.encoder_id == encoder_id) & table.c[id_column].in_(part)
+        connection.execute(delete(table).where(same))
