@@ -8,115 +8,38 @@ from there.
 
 from __future__ import annotations
 
-import logging
 import os
 import time
-from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from mmsearch.errors import MediaError, ModelMismatch, SourceError, quoted
+from mmsearch.errors import ModelMismatch, SourceError, quoted
 from mmsearch.retrieval import null_distribution
-from mmsearch.retrieval.blocks import NodeRate, NodeRates
+from mmsearch.retrieval.blocks import NodeRates
+from mmsearch.retrieval.catalog_writer import CatalogWriter
 from mmsearch.retrieval.cluster import check_address, joined
-from mmsearch.retrieval.containers import is_there
+from mmsearch.retrieval.comparison import is_current, is_gone, is_hopeless, is_mended
 from mmsearch.retrieval.describing import describe_pictures
 from mmsearch.retrieval.distributed import embed_on
 from mmsearch.retrieval.embedding import Embedded, Progress, embed_captions, embed_files
 from mmsearch.retrieval.encoders import DEFAULT_MODEL, Encoder, load_encoder
+from mmsearch.retrieval.index_report import IndexReport
 from mmsearch.retrieval.library import Library
-from mmsearch.retrieval.media import TRANSIENT_KINDS, open_picture
 from mmsearch.retrieval.pace import Pace, Stage
 from mmsearch.retrieval.pairs import Locator, read_pairs
-from mmsearch.retrieval.reading import Read, Unread
 from mmsearch.retrieval.rerankers.bundled import region_reader
-from mmsearch.retrieval.scan import FoundFile, Scan, would_list
-from mmsearch.retrieval.schema import Caption, Problem, tell_apart
+from mmsearch.retrieval.scan import FoundFile, Scan
+from mmsearch.retrieval.schema import Caption, tell_apart
 from mmsearch.retrieval.sharing import Claims, Shared
 from mmsearch.retrieval.survey import survey
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-    from PIL.Image import Image
-
     from mmsearch.retrieval.captioners import Captioner
-    from mmsearch.retrieval.catalog import KnownFile, KnownProblem, Transaction
 
 __all__ = ["IndexReport", "Progress", "Run", "expanded", "index"]
-
-logger = logging.getLogger(__name__)
-
-
-@dataclass(slots=True)
-class IndexReport:
-    """What a run did.
-
-    Attributes:
-        added: pictures that were not there before.
-        updated: pictures whose content changed.
-        unchanged: pictures that were not read again, or were and are the same.
-        moved: pictures that were found under another path.
-        removed: pictures that are gone.
-        problems: files that could not be indexed, in this or an earlier run.
-        files: pictures the library holds now.
-        captions: captions the library holds now.
-        described: pictures about which a model wrote a caption in this run.
-        unmatched: rows of the captions file whose picture is not in the library.
-        embedded: pictures that went through the encoder.
-        seconds: the whole run.
-        shares: the part of the run, 0 to 1, that each stage was at work (`scan`, `decode`: the mean
-            of its threads, `encode`, `write`); they overlap.
-        bottleneck: the stage that held the run up for longest; None where none took any time.
-        nodes: what each machine did, where several did the work; `shares` are of this one.
-    """
-
-    library: Path
-    model: str
-    added: int = 0
-    updated: int = 0
-    unchanged: int = 0
-    moved: int = 0
-    removed: int = 0
-    problems: int = 0
-    files: int = 0
-    captions: int = 0
-    described: int = 0
-    unmatched: list[str] = field(default_factory=list)
-    embedded: int = 0
-    seconds: float = 0.0
-    shares: dict[Stage, float] = field(default_factory=dict)
-    bottleneck: Stage | None = None
-    nodes: list[NodeRate] = field(default_factory=list)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the object that `index --json` prints."""
-        return {
-            "schema": 1,
-            "library": str(self.library),
-            "model": self.model,
-            "added": self.added,
-            "updated": self.updated,
-            "unchanged": self.unchanged,
-            "moved": self.moved,
-            "removed": self.removed,
-            "problems": self.problems,
-            "files": self.files,
-            "captions": self.captions,
-            "described": self.described,
-            "captions_unmatched": len(self.unmatched),
-            "embedded": self.embedded,
-            "seconds": round(self.seconds, 3),
-            "images_per_second": round(self.embedded / max(self.seconds, 1e-9), 2),
-            "shares": {str(stage): round(share, 3) for stage, share in self.shares.items()},
-            "bottleneck": self.bottleneck,
-            "nodes": [node.to_json() for node in self.nodes],
-        }
 
 
 def index(
@@ -245,14 +168,6 @@ def _encoder(library: Library, model: str | Path | Encoder | None) -> Encoder:
     return encoder
 
 
-@dataclass(slots=True)
-class _Written:
-    """What became of a batch: how many of each field of the report, and ids that were moved."""
-
-    outcomes: Counter[str] = field(default_factory=Counter)
-    moved: set[int] = field(default_factory=set)
-
-
 class Run:
     """One run that changes a library: the state its stages share."""
 
@@ -277,6 +192,7 @@ class Run:
             if self.catalog.library().encoder_id is None:
                 transaction.activate(self.encoder_id)
         self.known = self.catalog.known_files(self.encoder_id)
+        self.writer = CatalogWriter(library, encoder, self.encoder_id, found, self.known)
 
     def pictures(self, *, retry: bool, on: str | None = None) -> None:
         """Read, embed and commit what is new or changed; forget what is gone.
@@ -286,14 +202,14 @@ class Run:
             on: the cluster that reads and embeds; this process where it is None.
         """
         broken = self.catalog.known_problems()
-        settled = [path for path in broken if self._is_gone(path) or self._is_mended(path)]
+        settled = [path for path in broken if self._is_gone(path) or is_mended(self.found, path)]
         todo: dict[str, FoundFile] = {}
         for path, file in self.found.files.items():
-            if self.is_current(self.known.get(path), file):
+            if is_current(self.known.get(path), file):
                 self.report.unchanged += 1
                 if path in broken:
                     settled.append(path)
-            elif retry or not self._is_hopeless(broken.get(path), file):
+            elif retry or not is_hopeless(broken.get(path), file):
                 todo[path] = file
         sizes = (file.size for file in todo.values())
         contents = self.catalog.known_contents(sizes, self.encoder_id)
@@ -306,7 +222,7 @@ class Run:
             # Others may be indexing this library, too.
             with closing(claims):
                 self._share(claims, todo, contents, gone, retry=retry)
-        self._forget(gone, settled)
+        self.report.removed = self.writer.forget(gone, settled)
 
     def _embed(
         self,
@@ -349,7 +265,7 @@ class Run:
                 done += len(batch.items)
                 skipped = 0
                 if shared is not None:
-                    shared.done(self._path_of(item) for item in batch.items)
+                    shared.done(item.path for item in batch.items)
                     skipped = shared.skipped
                 remark = self.pace.remark() if on is None else rates.remark()
                 self.progress(Progress("pictures", done + skipped, len(todo), remark))
@@ -373,8 +289,8 @@ class Run:
             return [
                 path
                 for path in paths
-                if self.is_current(known.get(path), todo[path])
-                or self._is_hopeless(broken.get(path), todo[path])
+                if is_current(known.get(path), todo[path])
+                or is_hopeless(broken.get(path), todo[path])
             ]
 
         shared = Shared(
@@ -445,32 +361,8 @@ class Run:
         self.report.problems = counts.problems
         self.report.captions = counts.captions
 
-    def is_current(self, known: KnownFile | None, file: FoundFile) -> bool:
-        """Say whether a file is the one that was embedded, by its size, time and side-cars."""
-        return (
-            known is not None
-            and known.embedded
-            and (known.size, known.mtime_ns, known.sidecars)
-            == (file.size, file.mtime_ns, file.sidecars)
-        )
-
-    def _is_hopeless(self, problem: KnownProblem | None, file: FoundFile) -> bool:
-        return (
-            problem is not None
-            and problem.kind not in TRANSIENT_KINDS
-            and (problem.size, problem.mtime_ns) == (file.size, file.mtime_ns)
-        )
-
     def _is_gone(self, path: str) -> bool:
-        """Say whether the scan would have seen a file at `path`, and has not."""
-        found = self.found
-        if path in found.files or path in found.containers or found.may_hold(path):
-            return False
-        # What only a list can name is gone when it is no more, not where a scan leaves it out.
-        return would_list(path) or not is_there(self.library.root, path)
-
-    def _is_mended(self, container: str) -> bool:
-        return container in self.found.listed and container not in self.found.damaged
+        return is_gone(self.found, self.library.root, path)
 
     def _commit(self, batch: Embedded, gone: dict[int, str]) -> None:
         """Write a batch in one transaction."""
@@ -480,147 +372,9 @@ class Run:
                 self.library.regions.put(self.reranker.kind, batch.regions)
         with self.pace.at_work(Stage.WRITE):
             written = self.catalog.written(
-                lambda transaction: self._written(transaction, batch, gone)
+                lambda transaction: self.writer.write(transaction, batch, gone)
             )
         for outcome, count in written.outcomes.items():
             setattr(self.report, outcome, getattr(self.report, outcome) + count)
         for id_ in written.moved:
             del gone[id_]
-
-    def _written(
-        self, transaction: Transaction, batch: Embedded, gone: Mapping[int, str]
-    ) -> _Written:
-        """Write a batch; change nothing else, because it may be done again."""
-        written = _Written()
-        if self.catalog.served:
-            # Whatever another run, or this one in a transaction that was cut off, has done since.
-            paths = [self._path_of(item) for item in batch.items]
-            now = transaction.known_files(self.encoder_id, paths)
-            for path in paths:
-                self.known.pop(path, None)
-            self.known |= now
-        contents = [item.picture.sha256 for item in batch.items if isinstance(item, Read)]
-        taken = transaction.contents_among(contents)
-        new: list[Read] = []
-        for item in batch.items:
-            if isinstance(item, Unread):
-                self.write_problem(transaction, item)
-                continue
-            picture = item.picture
-            vector = batch.vectors.get(picture.path)
-            if (
-                vector is not None
-                and picture.path not in self.known
-                and picture.sha256 not in taken
-            ):
-                taken.add(picture.sha256)
-                new.append(item)
-                continue
-            # Ids are given in the order of files.
-            self._add(transaction, new, batch, written)
-            new = []
-            self._write(transaction, item, vector, gone, written)
-        self._add(transaction, new, batch, written)
-        return written
-
-    def _add(
-        self, transaction: Transaction, new: Sequence[Read], batch: Embedded, written: _Written
-    ) -> None:
-        """Write pictures that neither stand at their paths nor have a twin."""
-        pictures = [item.picture for item in new]
-        if not pictures:
-            return
-        vectors = np.stack([batch.vectors[picture.path] for picture in pictures])
-        ids = transaction.add_files(pictures, self.encoder_id, vectors)
-        transaction.add_captions(
-            {id_: item.captions for id_, item in zip(ids, new, strict=True) if item.captions}
-        )
-        for item in new:
-            if item.unread is not None:
-                self.write_problem(transaction, Unread(item.picture.path, item.unread))
-        written.outcomes["added"] += len(new)
-
-    def _path_of(self, item: Read | Unread) -> str:
-        return item.picture.path if isinstance(item, Read) else item.path
-
-    def _write(
-        self,
-        transaction: Transaction,
-        item: Read,
-        vector: NDArray[np.float32] | None,
-        gone: Mapping[int, str],
-        written: _Written,
-    ) -> None:
-        picture = item.picture
-        known = self.known.get(picture.path)
-        same = transaction.files_with(picture.sha256)
-        if known is not None and known.id in same and known.embedded:
-            # Only its time or its side-cars changed.
-            transaction.refresh_file(known.id, picture)
-            written.outcomes["unchanged"] += 1
-            self.write_captions(transaction, known.id, item)
-            return
-        left = {id_: gone[id_] for id_ in same if id_ in gone and id_ not in written.moved}
-        if left and self.catalog.served:
-            left = {id_: left[id_] for id_ in transaction.still_at(left)}
-        old = None if known is not None else next(iter(left), None)
-        embedded = old is not None and self.known[gone[old]].embedded
-        if vector is None and not embedded:
-            vector = transaction.vector_of(picture.sha256, self.encoder_id)
-        if vector is None and not embedded:
-            # Its twin was itself replaced a moment ago (two files that swapped names).
-            try:
-                vector = self.encoder.encode_images([self._opened(picture.path)])[0]
-            except MediaError as error:
-                self.write_problem(transaction, Unread(picture.path, error))
-                return
-        if old is not None:
-            transaction.refresh_file(old, picture)
-            written.moved.add(old)
-            written.outcomes["moved"] += 1
-        elif known is not None:
-            written.outcomes["updated"] += 1
-        else:
-            written.outcomes["added"] += 1
-        file_id = old
-        if vector is not None:
-            file_id = transaction.put_file(picture, self.encoder_id, vector)
-        assert file_id is not None
-        self.write_captions(transaction, file_id, item)
-
-    def _opened(self, path: str) -> Path | Image:
-        place = self.found.files[path].place
-        return self.library.root / path if place is None else open_picture(place.read())
-
-    def write_captions(self, transaction: Transaction, file_id: int, item: Read) -> None:
-        """Record what was read with a picture, and what could not be."""
-        transaction.set_captions(file_id, item.captions, sources=item.sources)
-        if item.unread is not None:
-            self.write_problem(transaction, Unread(item.picture.path, item.unread))
-
-    def write_problem(self, transaction: Transaction, item: Unread) -> None:
-        """Record why a file cannot be indexed."""
-        file = self.found.files[item.path]
-        problem = Problem(item.path, item.error.kind, str(item.error))
-        keep = item.error.kind in TRANSIENT_KINDS
-        transaction.put_problem(problem, file.size, file.mtime_ns, forget=not keep)
-
-    def _forget(self, gone: Mapping[int, str], settled: Iterable[str]) -> None:
-        """Drop pictures and problems that are no more; record names that are no files."""
-        with self.catalog.write() as transaction:
-            left = transaction.still_at(gone) if self.catalog.served else gone
-            transaction.remove_files(left)
-            transaction.resolve_problems(settled)
-            for path, reason in self.found.unusable.items():
-                transaction.put_problem(Problem(path, "not-a-file", reason))
-            for path, reason in self.found.unreadable.items():
-                transaction.put_problem(Problem(path, "unreadable", reason), forget=False)
-            for path, (kind, reason) in self.found.damaged.items():
-                size, mtime_ns = self.found.containers[path]
-                transaction.put_problem(Problem(path, kind, reason), size, mtime_ns, forget=False)
-            # All that is in them is done: they need not be read again until they change.
-            transaction.forget_containers(filter(self._is_gone, self.catalog.containers()))
-            transaction.put_containers(
-                {path: self.found.containers[path] for path in sorted(self.found.listed)}
-            )
-        self.report.removed = len(left)

@@ -66,6 +66,11 @@ class Read:
     unread: MediaError | None = None
 
     @property
+    def path(self) -> str:
+        """The file's path."""
+        return self.picture.path
+
+    @property
     def sources(self) -> tuple[str, ...] | None:
         """The sources that `captions` speaks for, as `Transaction.set_captions` takes them.
 

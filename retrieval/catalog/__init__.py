@@ -9,18 +9,13 @@ exist.
 from __future__ import annotations
 
 from mmsearch.retrieval.catalog.address import Address
+from mmsearch.retrieval.catalog.captions import Undescribed
 from mmsearch.retrieval.catalog.encoders import EncoderRow, UnembeddedFile
+from mmsearch.retrieval.catalog.known import KnownFile, KnownProblem
+from mmsearch.retrieval.catalog.library_row import AdapterRow, Counts, LibraryRow
 from mmsearch.retrieval.catalog.lookup import FileRow
 from mmsearch.retrieval.catalog.regions import RegionStore
-from mmsearch.retrieval.catalog.store import (
-    AdapterRow,
-    Catalog,
-    Counts,
-    KnownFile,
-    KnownProblem,
-    LibraryRow,
-    Undescribed,
-)
+from mmsearch.retrieval.catalog.store import Catalog
 from mmsearch.retrieval.catalog.transaction import Transaction
 from mmsearch.retrieval.catalog.word_search import KeptWords
 from mmsearch.retrieval.catalog.words import told_by_name

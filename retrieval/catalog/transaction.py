@@ -14,10 +14,24 @@ from sqlalchemy import bindparam, delete, insert, select, update
 from sqlalchemy import text as sql
 
 from mmsearch.retrieval.catalog import stored, tables
+from mmsearch.retrieval.catalog.captions import (
+    add_captions,
+    forget_generated,
+    lacking_vectors,
+    set_captions,
+    unembedded_of,
+)
 from mmsearch.retrieval.catalog.connection import is_postgresql
-from mmsearch.retrieval.catalog.known import KnownFile, known_files
+from mmsearch.retrieval.catalog.known import (
+    KnownFile,
+    contents_among,
+    files_with,
+    known_files,
+    still_at,
+)
+from mmsearch.retrieval.catalog.vectors import drop_vectors, put_vectors, vector_of, without_vector
 from mmsearch.retrieval.catalog.words import add_file_words, put_file_words
-from mmsearch.retrieval.schema import GENERATED, Target
+from mmsearch.retrieval.schema import Target
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -26,7 +40,7 @@ if TYPE_CHECKING:
     from mmsearch.retrieval.catalog.stored import StoreRecord
     from mmsearch.retrieval.schema import Caption, EncoderSpec, Picture, Problem
 
-__all__ = ["Transaction", "files_with"]
+__all__ = ["Transaction"]
 
 _SHOWN = ("path", "taken_at", "camera", "width", "height", "latitude", "longitude")
 """What answers tell of a picture, choose by or are found by; the rest is for indexing."""
@@ -138,7 +152,7 @@ class Transaction:
             from mmsearch.retrieval.catalog import texts_postgresql
 
             texts_postgresql.add_files(self._connection, added)
-        self._put_vectors(tables.file_vector, "file_id", encoder_id, ids, vectors)
+        self._put_vectors(Target.IMAGES, encoder_id, ids, vectors)
         self.resolve_problems([picture.path for picture in pictures])
         return ids
 
@@ -165,7 +179,7 @@ class Transaction:
             self._forget_generated(id_)
         self._connection.execute(stale)
         self._put_texts(id_, picture)
-        self._put_vectors(tables.file_vector, "file_id", encoder_id, [id_], vector[None])
+        self._put_vectors(Target.IMAGES, encoder_id, [id_], vector[None])
         self.resolve_problems([picture.path])
         return int(id_)
 
@@ -176,17 +190,10 @@ class Transaction:
 
         Returns how many these were.
         """
-        file, vectors = tables.file.c, tables.file_vector.c
-        ours = (vectors.file_id == file.id) & (vectors.encoder_id == encoder_id)
-        lacking = (
-            select(file.id)
-            .select_from(tables.file.outerjoin(tables.file_vector, ours))
-            .where(file.sha256 == sha256, vectors.file_id.is_(None))
-        )
-        ids = list(self._connection.scalars(lacking))
+        ids = without_vector(self._connection, sha256, encoder_id)
         if ids:
             rows = np.repeat(vector[None], len(ids), axis=0)
-            self._put_vectors(tables.file_vector, "file_id", encoder_id, ids, rows)
+            self._put_vectors(Target.IMAGES, encoder_id, ids, rows)
         return len(ids)
 
     def refresh_file(self, id_: int, picture: Picture) -> None:
@@ -214,20 +221,11 @@ class Transaction:
 
     def still_at(self, paths: Mapping[int, str]) -> list[int]:
         """Return the ids of the pictures that are where they were, and not moved or gone since."""
-        file = tables.file.c
-        there: dict[int, str] = {}
-        for part in tables.in_parts([*paths]):
-            found = select(file.id, file.path).where(file.id.in_(part))
-            there.update((id_, path) for id_, path in self._connection.execute(found))
-        return [id_ for id_, path in paths.items() if there.get(id_) == path]
+        return still_at(self._connection, paths)
 
     def contents_among(self, contents: Sequence[bytes]) -> set[bytes]:
         """Return those of some contents (SHA-256) that a picture has."""
-        file, there = tables.file.c, set[bytes]()
-        for part in tables.in_parts(contents):
-            found = select(file.sha256).where(file.sha256.in_(part))
-            there.update(self._connection.scalars(found))
-        return there
+        return contents_among(self._connection, contents)
 
     def files_with(self, sha256: bytes) -> list[int]:
         """Return the ids of the pictures with this content."""
@@ -235,15 +233,7 @@ class Transaction:
 
     def vector_of(self, sha256: bytes, encoder_id: int) -> NDArray[np.float32] | None:
         """Return the `float32[dim]` vector of any picture with this content, if there is one."""
-        vector, file = tables.file_vector.c, tables.file.c
-        statement = (
-            select(vector.vector)
-            .join(tables.file, vector.file_id == file.id)
-            .where(file.sha256 == sha256, vector.encoder_id == encoder_id)
-            .limit(1)
-        )
-        blob = self._connection.scalar(statement)
-        return None if blob is None else np.frombuffer(blob, dtype="<f2").astype(np.float32)
+        return vector_of(self._connection, sha256, encoder_id)
 
     def remove_files(self, ids: Iterable[int]) -> None:
         """Forget pictures, with their vectors and captions."""
@@ -258,14 +248,7 @@ class Transaction:
 
         Of a picture's captions with one text the first is kept.
         """
-        rows = [
-            {"file_id": file_id, "text": text, "source": source}
-            for file_id, said in captions.items()
-            for text, source in _by_text(said).items()
-        ]
-        if rows:
-            self._changed = True
-            self._insert_captions(rows)
+        self._changed = add_captions(self._connection, captions) or self._changed
 
     def set_captions(
         self, file_id: int, captions: Sequence[Caption], *, sources: Iterable[str] | None = None
@@ -281,39 +264,8 @@ class Transaction:
                 (side-cars, embedded metadata) when not given, so that captions from a captions
                 file stay.
         """
-        columns = tables.caption.c
-        rows = self._connection.execute(
-            select(columns.id, columns.text, columns.source).where(columns.file_id == file_id)
-        ).all()
-        spoken_for = None if sources is None else set(sources)
-        wanted = _by_text(captions)
-        stale = []
-        for id_, text, source in rows:
-            if spoken_for is None:
-                ours = not source.startswith(("file:", GENERATED))
-            else:
-                ours = source in spoken_for
-            if ours and wanted.get(text) == source:
-                del wanted[text]
-            elif ours:
-                stale.append(id_)
-        if stale:
-            self._changed = True
-            for part in tables.in_parts(stale):
-                self._connection.execute(delete(tables.caption).where(columns.id.in_(part)))
-        if wanted:
-            self._changed = True
-            self._insert_captions(
-                [
-                    {"file_id": file_id, "text": text, "source": source}
-                    for text, source in wanted.items()
-                ]
-            )
-        own = select(columns.id).where(
-            columns.file_id == file_id, columns.source.not_like(f"{GENERATED}%")
-        )
-        if self._connection.execute(own.limit(1)).first() is not None:
-            self._forget_generated(file_id)
+        changed = set_captions(self._connection, file_id, captions, sources=sources)
+        self._changed = changed or self._changed
 
     def put_generated(self, file_id: int, caption: Caption) -> None:
         """Store what a model wrote about a picture, in place of what another one did."""
@@ -321,21 +273,11 @@ class Transaction:
         self.set_captions(file_id, [caption], sources=[caption.source])
 
     def _forget_generated(self, file_id: int) -> None:
-        columns = tables.caption.c
-        written = columns.source.like(f"{GENERATED}%")
-        gone = delete(tables.caption).where(columns.file_id == file_id, written)
-        self._changed = self._connection.execute(gone).rowcount > 0 or self._changed
+        self._changed = forget_generated(self._connection, file_id) or self._changed
 
     def captions_to_embed(self, file_id: int, encoder_id: int) -> list[tuple[int, str]]:
         """Return the captions (id, text) of a picture that this encoder has not embedded."""
-        caption, vector = tables.caption.c, tables.caption_vector.c
-        embedded = select(vector.caption_id).where(
-            vector.caption_id == caption.id, vector.encoder_id == encoder_id
-        )
-        statement = select(caption.id, caption.text).where(
-            caption.file_id == file_id, ~embedded.exists()
-        )
-        return [(id_, text) for id_, text in self._connection.execute(statement)]
+        return unembedded_of(self._connection, file_id, encoder_id)
 
     def put_caption_vectors(
         self, encoder_id: int, ids: Sequence[int], vectors: NDArray[np.float32]
@@ -345,28 +287,18 @@ class Transaction:
         On a server, of those alone that are there and that no other run has embedded meanwhile.
         """
         if self._served:
-            caption, vector = tables.caption.c, tables.caption_vector.c
-            done = select(vector.caption_id).where(
-                vector.caption_id == caption.id, vector.encoder_id == encoder_id
-            )
-            lacking = select(caption.id).where(caption.id.in_(ids), ~done.exists())
-            left = set(self._connection.scalars(lacking))
+            left = lacking_vectors(self._connection, encoder_id, ids)
             rows = [row for row, id_ in enumerate(ids) if id_ in left]
             ids, vectors = [ids[row] for row in rows], vectors[rows]
             if not ids:
                 return
-        self._put_vectors(tables.caption_vector, "caption_id", encoder_id, ids, vectors)
+        self._put_vectors(Target.CAPTIONS, encoder_id, ids, vectors)
 
     def drop_vectors(self, target: Target, encoder_id: int, ids: Sequence[int]) -> None:
         """Forget an encoder's vectors of these pictures or captions."""
-        table, column = {
-            Target.IMAGES: (tables.file_vector, tables.file_vector.c.file_id),
-            Target.CAPTIONS: (tables.caption_vector, tables.caption_vector.c.caption_id),
-        }[target]
-        for part in tables.in_parts(ids):
+        if ids:
             self._changed = True
-            same = (table.c.encoder_id == encoder_id) & column.in_(part)
-            self._connection.execute(delete(table).where(same))
+            drop_vectors(self._connection, target, encoder_id, ids)
 
     def renew_state(self) -> None:
         """Give the catalog a new state, which no index file is of."""
@@ -439,19 +371,6 @@ class Transaction:
         for part in tables.in_parts([*paths]):
             self._connection.execute(delete(tables.problem).where(tables.problem.c.path.in_(part)))
 
-    def _insert_captions(self, rows: Sequence[Mapping[str, object]]) -> None:
-        if not self._served:
-            # Triggers see to the words.
-            self._connection.execute(insert(tables.caption), rows)
-            return
-        from mmsearch.retrieval.catalog import texts_postgresql, words_postgresql
-
-        given = insert(tables.caption).returning(tables.caption.c.id, sort_by_parameter_order=True)
-        ids = self._connection.scalars(given, rows).all()
-        texts = {id_: str(row["text"]) for id_, row in zip(ids, rows, strict=True)}
-        words_postgresql.put_caption_words(self._connection, texts)
-        texts_postgresql.put_captions(self._connection, texts)
-
     def _put_texts(self, id_: int, picture: Picture) -> None:
         """Write what a picture that is there is found by beside its vector."""
         put_file_words(self._connection, id_, picture)
@@ -466,35 +385,14 @@ class Transaction:
         return int(result.inserted_primary_key[0])
 
     def _put_vectors(
-        self,
-        table: Table,
-        id_column: str,
-        encoder_id: int,
-        ids: Sequence[int],
-        vectors: NDArray[np.float32],
+        self, target: Target, encoder_id: int, ids: Sequence[int], vectors: NDArray[np.float32]
     ) -> None:
         # An index holds the active encoder's vectors: those of another change nothing in it.
         active = self._connection.scalar(select(tables.library.c.encoder_id))
         self._changed = self._changed or encoder_id == active
-        rows = [
-            {"encoder_id": encoder_id, id_column: id_, "vector": row.tobytes()}
-            for id_, row in zip(ids, vectors.astype("<f2"), strict=True)
-        ]
-        self._connection.execute(insert(table), rows)
-
-
-def _by_text(captions: Sequence[Caption]) -> dict[str, str]:
-    """Return the sources of captions by their texts."""
-    # Reversed, so that the first source that gives a text keeps it.
-    return {caption.text: caption.source for caption in reversed(captions)}
+        put_vectors(self._connection, target, encoder_id, ids, vectors)
 
 
 def _now() -> datetime:
     # SQLite keeps no time zone: the catalog's own times are UTC.
     return datetime.now(UTC).replace(tzinfo=None)
-
-
-def files_with(connection: Connection, sha256: bytes) -> list[int]:
-    """Return the ids of the pictures with this content."""
-    file = tables.file.c
-    return list(connection.scalars(select(file.id).where(file.sha256 == sha256)))

@@ -24,6 +24,7 @@ from mmsearch.errors import (
     SourceError,
     quoted,
 )
+from mmsearch.retrieval.comparison import is_current
 from mmsearch.retrieval.encoders import load_encoder
 from mmsearch.retrieval.exchange.check import Check
 from mmsearch.retrieval.exchange.clip_retrieval import ClipRetrievalSource
@@ -305,7 +306,7 @@ class _Import:
         for path, picture in chosen.items():
             file = ingest.found.files[path]
             known = ingest.known.get(path)
-            if known is not None and ingest.is_current(known, file):
+            if known is not None and is_current(known, file):
                 present[known.id] = picture
             else:
                 todo[path] = file
@@ -328,7 +329,7 @@ class _Import:
                         recorded = chosen[item.picture.path]
                         self._write(transaction, item, recorded, vectors[recorded.row])
                     else:
-                        ingest.write_problem(transaction, item)
+                        ingest.writer.write_problem(transaction, item)
             done += len(batch)
             ingest.progress(Progress("pictures", done, len(todo)))
 
@@ -348,7 +349,7 @@ class _Import:
             self._report.turned += 1
         else:
             id_ = transaction.put_file(picture, self._ingest.encoder_id, vector)
-            self._ingest.write_captions(transaction, id_, item)
+            self._ingest.writer.write_captions(transaction, id_, item)
             self._write_captions(transaction, id_, recorded)
             self._report.taken += 1
 
