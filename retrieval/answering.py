@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     Vectors = NDArray[np.float32]
     Ranking = list[tuple[int, float]]
 
-__all__ = ["Answer", "Asked", "Wanted", "answer", "listed"]
+__all__ = ["Answer", "Asked", "OutdatedError", "Wanted", "answer", "listed"]
 
 DEPTH = 100
 """Answers of which those that match are sorted, at least, and five for each of `k`."""
@@ -131,7 +131,13 @@ def listed(state: State, wanted: Wanted, key: SortKey) -> Answer:
     return Answer(hits, len(state.matching(wanted.filter, wanted.target)))
 
 
-def answer(state: State, asked: Sequence[Asked]) -> list[Answer | QueryError]:
+class OutdatedError(Exception):
+    """The library has changed since the state that was to answer."""
+
+
+def answer(
+    state: State, asked: Sequence[Asked], *, outdated: bool = True
+) -> list[Answer | QueryError]:
     """Return the answer to each embedded question, its best reranked where a second stage is given.
 
     What several questions need of the index and of the catalog is had at once. Whether anything
@@ -141,17 +147,23 @@ def answer(state: State, asked: Sequence[Asked]) -> list[Answer | QueryError]:
     Args:
         state: of what is looked for.
         asked: questions about the same target.
+        outdated: answer even if the library has changed since: then what is near is told by the
+            state, and what is read of it by the catalog as it is now.
 
     Returns:
         For each an answer, or why there is none: its parts cancel each other out.
 
     Raises:
         IndexFileError: as from `VectorIndex.search`.
+        OutdatedError: it has, and the state is not to answer then.
     """
     # A second stage may take its time; the catalog is not held that long.
     patient = any(each.second for each in asked)
     with nullcontext() if patient else state.catalog.at_once():
-        state = state.beside(state.catalog.stamp())
+        stamp = state.catalog.stamp()
+        if stamp != state.stamp and not outdated:
+            raise OutdatedError
+        state = state.beside(stamp)
         works = [_Work(state, each) for each in asked]
         _look_for_words(state, works)
         left = [work for work in works if work.told is None]

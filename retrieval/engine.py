@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 from mmsearch import indexes
 from mmsearch.errors import MmsearchError, ModelError, ModelMismatch, QueryError, quoted
 from mmsearch.indexes import IndexFileError
-from mmsearch.retrieval.answering import Answer, Asked, answer, listed
+from mmsearch.retrieval.answering import Answer, Asked, OutdatedError, answer, listed
 from mmsearch.retrieval.encoders import DEFAULT_MODEL, load_encoder
 from mmsearch.retrieval.filters import Filter, parse_where
 from mmsearch.retrieval.library import Library
@@ -46,6 +47,8 @@ logger = logging.getLogger(__name__)
 
 _Told = TypeVar("_Told")
 
+LOOKS = 5
+"""How often a library that changes meanwhile is looked at for an answer of one state."""
 LONG_LIFE = 1_000
 """Queries that an engine is expected to answer, where that decides whether a GPU pays."""
 
@@ -221,16 +224,8 @@ class SearchEngine:
                 pending.append(self._checked(place, request))
             except MmsearchError as error:
                 told[place] = error
-        states = {each.target: self._state(each.target) for each in pending}
-        answered = self._listed(pending, states)
-        asked = _embed([each for each in pending if each.question is not None], states)
-        for target, state in states.items():
-            some = [each for each in asked if each.target is target and each.failed is None]
-            answered += self._answered(state, target, [each for each in some if not each.second])
-            for each in some:
-                if each.second:
-                    answered += self._answered(state, target, [each])
-        for each in asked:
+        answered = self._in_one_state(pending)
+        for each in pending:
             if each.failed is not None:
                 told[each.place] = each.failed
         share = (time.perf_counter() - started) * 1000 / max(1, len(requests))
@@ -302,6 +297,37 @@ class SearchEngine:
             second = self._second_stage(request, question, wanted)
         return _Pending(place, question, wanted, second)
 
+    def _in_one_state(
+        self, pending: Sequence[_Pending]
+    ) -> list[tuple[_Pending, State, Answer | MmsearchError]]:
+        """Answer checked requests by one state of the library.
+
+        It may change between the look at its state and the answer; then all is asked once more. To
+        a library that changes with each of several looks, what is near is told by the last of
+        these states, and what is gone since is left out.
+        """
+        looks = LOOKS
+        while True:
+            looks -= 1
+            states = {each.target: self._state(each.target) for each in pending}
+            with suppress(OutdatedError):
+                return self._by(states, pending, outdated=looks == 0)
+
+    def _by(
+        self, states: Mapping[Target, State], pending: Sequence[_Pending], *, outdated: bool
+    ) -> list[tuple[_Pending, State, Answer | MmsearchError]]:
+        """Answer requests by these states, though they be `outdated`, or not at all then."""
+        answered = self._listed(pending, states)
+        asked = _embed([each for each in pending if each.question is not None], states)
+        for target, state in states.items():
+            some = [each for each in asked if each.target is target and each.failed is None]
+            first = [each for each in some if not each.second]
+            answered += self._answered(state, target, first, outdated=outdated)
+            for each in some:
+                if each.second:
+                    answered += self._answered(state, target, [each], outdated=outdated)
+        return answered
+
     def _listed(
         self, pending: Sequence[_Pending], states: Mapping[Target, State]
     ) -> list[tuple[_Pending, State, Answer | MmsearchError]]:
@@ -314,7 +340,7 @@ class SearchEngine:
         ]
 
     def _answered(
-        self, state: State, target: Target, some: Sequence[_Pending]
+        self, state: State, target: Target, some: Sequence[_Pending], *, outdated: bool
     ) -> list[tuple[_Pending, State, Answer | MmsearchError]]:
         """Answer embedded questions; one alone may have an error of its own."""
         asked = [
@@ -325,7 +351,9 @@ class SearchEngine:
         if not asked:
             return []
         try:
-            now, answers = self._asked(state, target, lambda now: answer(now, asked))
+            now, answers = self._asked(
+                state, target, lambda now: answer(now, asked, outdated=outdated)
+            )
         except MmsearchError as error:
             if not some[0].second:
                 raise
@@ -614,6 +642,7 @@ def _embed(pending: Sequence[_Pending], states: Mapping[Target, State]) -> Seque
             if isinstance(vectors, QueryError):
                 each.failed = vectors
                 continue
+            each.failed = None
             adapter, texts = states[each.target].adapter, len(question.texts)
             if adapter is not None and texts:
                 vectors[:texts] = adapter.apply(vectors[:texts])

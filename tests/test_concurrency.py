@@ -338,6 +338,40 @@ def test_what_was_kept_is_no_part_of_an_answer_about_a_later_state(
         assert states[-1].fits(ask(engine, "text", 7))
 
 
+def test_an_answer_is_of_one_state_whatever_comes_before_it(
+    library: Path, states: list[State], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pictures come, others go, and the model is another, between the look and the answer."""
+    with open_engine(library) as engine:
+        look = engine._state
+        changes: list[Callable[[], object]] = []
+
+        def interrupted(target: Target) -> Any:
+            state = look(target)
+            if changes:
+                changes.pop()()
+            return state
+
+        def come_and_go() -> None:
+            """In two commits, as two runs of `index` make them."""
+            for i in range(0, PICTURES, 5):
+                (tmp_path / f"{i:03}.png").rename(library / f"{i:03}.png")
+            index(library, model=ENCODERS["tone-1"])
+            for i in range(0, PICTURES, 5):
+                (library / f"{(i + 7) % PICTURES:03}.png").unlink()
+            index(library, model=ENCODERS["tone-1"])
+
+        monkeypatch.setattr(engine, "_state", interrupted)
+        before = states[-1]
+        changes.append(come_and_go)
+        answer = ask(engine, "picture", 30)
+        assert states[-1].fits(answer)
+        assert not before.fits(answer)
+        changes.append(lambda: model_change.migrate(library, model="tone-2"))
+        answer = ask(engine, "text", 7)
+        assert State.now(library, 0.0, 0.0).fits(answer)
+
+
 def test_of_two_writers_one_works_and_the_other_waits_or_says_who(
     library: Path, catalog_url: str | None
 ) -> None:
