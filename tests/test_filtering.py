@@ -567,6 +567,15 @@ def test_by_hand(small, where, ids):
     assert one_by_hand(small, where) == ids
 
 
+@pytest.mark.parametrize("latitude", [5e-324, 1e-310, 1e-170, -1e-99, 1e-20])
+def test_hardly_away_from_the_equator_is_on_it(small, latitude):
+    """Products that are no float any more are an error in PostgreSQL."""
+    assert small.matching(Near(latitude, 180.0, 150.0)).tolist() == [1, 2]
+    assert small.matching(Near(0.0, 180 - abs(latitude), 150.0)).tolist() == [1, 2]
+    # As far from the equator, and as far from the meridian of Greenwich, where nothing is.
+    assert small.matching(Near(latitude, -latitude, 150.0)).tolist() == []
+
+
 @pytest.mark.parametrize(
     ("text", "ids"),
     [

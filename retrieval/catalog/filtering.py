@@ -372,12 +372,17 @@ class Clauses:
         if angle >= math.pi:
             return self._true(case((unknown, null()), else_=true()))
         half = math.radians(1) / 2
-        north = func.sin((latitude - place.latitude) * half)
-        east = func.sin((longitude - place.longitude) * half)
-        shrunk = math.cos(math.radians(place.latitude)) * func.cos(latitude * (2 * half))
+        north = func.sin(self._degrees(latitude - place.latitude) * half)
+        east = func.sin(self._degrees(longitude - place.longitude) * half)
+        cosine = func.cos(self._degrees(latitude) * (2 * half))
+        shrunk = math.cos(math.radians(place.latitude)) * cosine
         close = north * north + shrunk * east * east <= math.sin(angle / 2) ** 2
         near = case((unknown, null()), (not_(_box(place, angle)), false()), else_=close)
         return self._true(near)
+
+    def _degrees(self, angle: Clause) -> Clause:
+        """Return an angle that may be multiplied, however small it is."""
+        return angle
 
 
 def _operated(left: Clause, operator: Operator, right: Clause) -> Clause:

@@ -22,6 +22,7 @@ from sqlalchemy import (
     Numeric,
     Text,
     any_,
+    case,
     cast,
     func,
     literal,
@@ -51,6 +52,9 @@ if TYPE_CHECKING:
     from mmsearch.retrieval.catalog.filtering import Clause
 
 __all__ = ["PostgresqlClauses"]
+
+SMALLEST_DEGREES = 1e-100
+"""Squared, and shrunk as meridians are at a pole, it is still a float."""
 
 _FILE, _CAPTION = tables.file.c, tables.caption.c
 _PLACES = (Column.LATITUDE, Column.LONGITUDE)
@@ -134,6 +138,10 @@ class PostgresqlClauses(Clauses):
             utc = func.mm_utc(utc)
         clock = (literal(each, ARRAY(Double)) for each in local_offsets())
         return func.mm_local_time(utc, *clock, type_=DateTime())
+
+    def _degrees(self, angle: Clause) -> Clause:
+        # A product that is too small for a float is an error, where elsewhere it is zero.
+        return case((func.abs(angle) < SMALLEST_DEGREES, 0.0), else_=angle)
 
     def _true(self, said: Case[Any]) -> Clause:
         return type_coerce(said, Boolean)
