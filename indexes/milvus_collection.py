@@ -52,7 +52,9 @@ SLOW_S = 120.0
 """What creating, loading and flushing may take, which wait for several nodes."""
 
 SEALED = 3
-"""The state of a segment that is loaded with its index (`SegmentState` of Milvus's protocol)."""
+"""The state of a segment that does not grow any more (`SegmentState` of Milvus's protocol)."""
+INDEXED_ROWS = 1_024
+"""A segment of fewer rows gets no index (`minSegmentNumRowsToEnableIndex` of Milvus)."""
 
 Consistency = Literal["Session", "Bounded", "Strong"]
 Progress = Callable[[str, int, int], None]
@@ -295,8 +297,7 @@ class Collection:
         rows, ends = self.count(consistency="Strong"), time.monotonic() + SLOW_S
         while time.monotonic() < ends:
             loaded = self._call("list_loaded_segments")
-            # Those that still grow are no part of it; those of under a thousand rows get no index.
-            if sum(each.num_rows for each in loaded if each.state == SEALED) >= rows:
+            if sum(each.num_rows for each in loaded if _is_served(each)) >= rows:
                 return
             time.sleep(0.3)
 
@@ -428,6 +429,11 @@ class Collection:
         found = self.server.call(method, self.name, writing=writing, consistency_level=level, **how)
         self._unseen = self._unseen and level != "Strong"
         return found
+
+
+def _is_served(segment: Any) -> bool:  # noqa: ANN401 (pymilvus's `LoadedSegmentInfo`)
+    indexed = segment.index_name or segment.num_rows < INDEXED_ROWS
+    return bool(segment.state == SEALED and indexed)
 
 
 def is_one_of(ids: Ids) -> str:

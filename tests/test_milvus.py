@@ -266,7 +266,7 @@ def test_a_graph_finds_what_a_filter_lets_through(make: Any) -> None:
     index.collection.wait_until_served()
     oracle = ExactIndex(256)
     oracle.add(np.arange(n), rows)
-    queries = unit_rows(rows[:200] + 0.03 * generator.normal(size=(200, 256)))
+    queries = unit_rows(rows[:500] + 0.03 * generator.normal(size=(500, 256)))
     for expression, allowed in {
         "width < 3": width < 3,
         "latitude < 3.0": day < 3,
@@ -276,7 +276,8 @@ def test_a_graph_finds_what_a_filter_lets_through(make: Any) -> None:
         true = oracle.search(queries, 10, among=ids).ids
         found = index.search(queries, 10, effort=256, among=condition).ids
         assert np.isin(found, ids).all()
-        assert share_found(found, true) >= 0.98, expression
+        # Through the filter alone a graph finds 0.990 of the first and 0.991 of the last.
+        assert share_found(found, true) >= 0.993, expression
 
 
 def share_found(found: Any, true: Any) -> float:
