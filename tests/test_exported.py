@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,7 +19,7 @@ pytest.importorskip("onnx")
 pytest.importorskip("transformers")
 pytest.importorskip("open_clip")
 
-from mmsearch.errors import ModelError, ModelMismatch  # noqa: E402
+from mmsearch.errors import ModelError, ModelMismatch, quoted  # noqa: E402
 from mmsearch.retrieval.encoders import (  # noqa: E402
     devices,
     exported,
@@ -299,7 +300,9 @@ def test_a_damaged_export_says_what_to_do(source, tmp_path):
     data = bytearray((folder / "text.onnx").read_bytes())
     data[-5] ^= 1
     (folder / "text.onnx").write_bytes(data)
-    with pytest.raises(ModelError, match=f"Delete the folder {folder}") as caught:
+    with pytest.raises(
+        ModelError, match=re.escape(f"Delete the folder {quoted(folder)}")
+    ) as caught:
         load_encoder(source).encode_texts(TEXTS)
     assert "text.onnx" in str(caught.value)
     shutil.rmtree(folder)
