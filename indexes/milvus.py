@@ -252,7 +252,7 @@ class MilvusIndex(VectorIndex):
     ) -> Neighbors:
         if k > DEEPEST:
             allowed = self.ids_where(condition.expression)
-            return self._search_ids(queries, min(k, len(allowed)), allowed)
+            return self._search_ids(queries, k, allowed)
         share = len(condition) / max(1, len(self))
         effort = effort or self.effort
         if self.collection.spec.graph and COMPARED_SHARE < share < 1:
@@ -264,8 +264,7 @@ class MilvusIndex(VectorIndex):
         if short.any() and len(condition) * self.dim <= EXACT_NUMBERS:
             # It gave up before it found as many as there are.
             allowed = self.ids_where(condition.expression)
-            rest = self._search_ids(queries[short], min(k, len(allowed)), allowed)
-            rest = _padded(rest.ids, rest.scores, k)
+            rest = self._search_ids(queries[short], k, allowed)
             found.ids[short], found.scores[short] = rest.ids, rest.scores
         return found
 
@@ -279,21 +278,21 @@ class MilvusIndex(VectorIndex):
         without a filter misses none of them. It goes deeper where too few of what it found are
         allowed; what it lacks even then is what the walk through the filter finds.
         """
-        ids = np.full((len(queries), k), -1, dtype=np.int64)
-        scores = np.full((len(queries), k), -np.inf, dtype=np.float32)
+        best = _nothing(len(queries), k)
         rest = np.arange(len(queries))
         for depth in (math.ceil(times * k / share) for times in DEEPER):
             if len(rest) and depth <= self.collection.spec.deepest:
                 near = self._ask(queries[rest], min(depth, len(self)), effort, "")
                 found = _allowed(near, condition, k)
-                ids[rest], scores[rest] = found.ids, found.scores
+                best.ids[rest], best.scores[rest] = found.ids, found.scores
                 rest = rest[(found.ids < 0).any(axis=1)]
         if len(rest):
             wider = self.collection.spec.wider(effort, share)
             through = self._ask(queries[rest], k, wider, condition.expression)
-            found = _merged(Neighbors(ids[rest], scores[rest]), through, k)
-            ids[rest], scores[rest] = found.ids, found.scores
-        return Neighbors(ids, scores)
+            near = Neighbors(best.ids[rest], best.scores[rest])
+            found = _merged(near, _without(through, near.ids), k)
+            best.ids[rest], best.scores[rest] = found.ids, found.scores
+        return best
 
     def _search_ids(self, queries: Vectors, k: int, ids: Ids) -> Neighbors:
         """Compare each query with ids, in parts so small that the server compares all of each."""
@@ -301,9 +300,7 @@ class MilvusIndex(VectorIndex):
         if not self.exact:
             size = min(PART, max(1_000, int(COMPARED_SHARE * len(self))))
         everything = self.collection.spec.wider(self.effort, 0.0)
-        best = Neighbors(
-            np.empty((len(queries), 0), dtype=np.int64), np.empty((len(queries), 0), np.float32)
-        )
+        best = _nothing(len(queries), k)
         for start in range(0, len(ids), size):
             part = ids[start : start + size]
             depth = min(k, len(part))
@@ -318,8 +315,7 @@ class MilvusIndex(VectorIndex):
         """Compare each query with the vectors under ids, here."""
         known, vectors = self._vectors(ids)
         scores = queries @ vectors.T
-        order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-        return _padded(known[order], np.take_along_axis(scores, order, axis=1), k)
+        return _best(np.broadcast_to(known, scores.shape), scores, k)
 
     def _vectors(self, ids: Ids) -> tuple[Ids, Vectors]:
         if self._vectors_of is not None:
@@ -332,62 +328,60 @@ class MilvusIndex(VectorIndex):
         again = self.collection.spec.lossy and self._vectors_of is not None
         depth = min(max(MORE * k, FEWEST), DEEPEST) if again else k
         at_once = max(1, min(QUERIES_AT_ONCE, ANSWERS_AT_ONCE // depth))
-        ids = np.full((len(queries), depth), -1, dtype=np.int64)
-        scores = np.full((len(queries), depth), -np.inf, dtype=np.float32)
+        told = _nothing(len(queries), depth)
         for start in range(0, len(queries), at_once):
             some = queries[start : start + at_once]
             found = self.collection.search(
                 some, depth, effort, expression, consistency=self._reading
             )
             for row, hits in enumerate(found, start):
-                ids[row, : len(hits.ids)] = hits.ids
-                scores[row, : len(hits.ids)] = hits.distances
-        return self._compared_again(queries, ids, k) if again else Neighbors(ids, scores)
+                told.ids[row, : len(hits.ids)] = hits.ids
+                told.scores[row, : len(hits.ids)] = hits.distances
+        return self._compared_again(queries, told.ids, k) if again else told
 
     def _compared_again(self, queries: Vectors, ids: Ids, k: int) -> Neighbors:
         """Return the best of each query's `int64[q, c]` candidates by their vectors."""
         assert self._vectors_of is not None
         known, vectors = self._vectors_of(np.unique(ids[ids >= 0]))
         if len(known) == 0:
-            return _padded(ids[:, :0], np.empty((len(ids), 0), dtype=np.float32), k)
+            return _nothing(len(ids), k)
         rows = np.minimum(np.searchsorted(known, ids), len(known) - 1)
         scores = np.einsum("qd,qcd->qc", queries, vectors[rows], dtype=np.float32)
         scores[known[rows] != ids] = -np.inf
-        order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-        best = Neighbors(
-            np.take_along_axis(ids, order, axis=1), np.take_along_axis(scores, order, axis=1)
-        )
-        best.ids[np.isneginf(best.scores)] = -1
-        return _padded(best.ids, best.scores, k)
+        return _best(ids, scores, k)
+
+
+def _nothing(queries: int, k: int) -> Neighbors:
+    """Return what is told where nothing is found."""
+    return Neighbors(
+        np.full((queries, k), -1, dtype=np.int64), np.full((queries, k), -np.inf, dtype=np.float32)
+    )
+
+
+def _best(ids: Ids, scores: Vectors, k: int) -> Neighbors:
+    """Return the `[q, k]` highest scores of `[q, c]`; -1 where there are no more."""
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    best = _nothing(len(ids), k)
+    found = order.shape[1]
+    best.ids[:, :found] = np.take_along_axis(ids, order, axis=1)
+    best.scores[:, :found] = np.take_along_axis(scores, order, axis=1)
+    best.ids[np.isneginf(best.scores)] = -1
+    return best
+
+
+def _merged(one: Neighbors, other: Neighbors, k: int) -> Neighbors:
+    """Return the best of two answers that have nothing in common."""
+    ids = np.concatenate([one.ids, other.ids], axis=1)
+    return _best(ids, np.concatenate([one.scores, other.scores], axis=1), k)
 
 
 def _allowed(near: Neighbors, condition: Condition, k: int) -> Neighbors:
     """Return the first `k` of each row that a condition lets through."""
     there = condition.within(np.unique(near.ids[near.ids >= 0]))
-    out = ~np.isin(near.ids, there)
-    order = np.argsort(out, axis=1, kind="stable")[:, :k]
-    near.ids[out], near.scores[out] = -1, -np.inf
-    return _padded(
-        np.take_along_axis(near.ids, order, axis=1),
-        np.take_along_axis(near.scores, order, axis=1),
-        k,
-    )
+    return _best(near.ids, np.where(np.isin(near.ids, there), near.scores, -np.inf), k)
 
 
-def _merged(one: Neighbors, other: Neighbors, k: int) -> Neighbors:
-    """Return the best of both, `[q, k]` at most; what is in both stands there once."""
-    again = np.array([np.isin(b, a) for a, b in zip(one.ids, other.ids, strict=True)])
-    ids = np.concatenate([one.ids, np.where(again, -1, other.ids)], axis=1)
-    scores = np.concatenate([one.scores, np.where(again, -np.inf, other.scores)], axis=1)
-    order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-    return Neighbors(
-        np.take_along_axis(ids, order, axis=1), np.take_along_axis(scores, order, axis=1)
-    )
-
-
-def _padded(ids: Ids, scores: Vectors, k: int) -> Neighbors:
-    width = ((0, 0), (0, max(0, k - ids.shape[1])))
-    return Neighbors(
-        np.pad(ids, width, constant_values=-1),
-        np.pad(scores.astype(np.float32), width, constant_values=-np.inf),
-    )
+def _without(found: Neighbors, known: Ids) -> Neighbors:
+    """Leave out of each row what stands in the same row of `known`."""
+    again = np.array([np.isin(new, old) for new, old in zip(found.ids, known, strict=True)])
+    return Neighbors(found.ids, np.where(again, -np.inf, found.scores))

@@ -137,14 +137,7 @@ def lacking_vectors(connection: Connection, encoder_id: int, ids: Sequence[int])
 
 def add_captions(connection: Connection, captions: Mapping[int, Sequence[Caption]]) -> bool:
     """See `Transaction.add_captions`; return whether there were any."""
-    rows = [
-        {"file_id": file_id, "text": text, "source": source}
-        for file_id, said in captions.items()
-        for text, source in _by_text(said).items()
-    ]
-    if rows:
-        _insert(connection, rows)
-    return bool(rows)
+    return _insert(connection, {file_id: _by_text(said) for file_id, said in captions.items()})
 
 
 def set_captions(
@@ -174,15 +167,7 @@ def set_captions(
     if stale:
         for part in tables.in_parts(stale):
             connection.execute(delete(tables.caption).where(columns.id.in_(part)))
-    if wanted:
-        _insert(
-            connection,
-            [
-                {"file_id": file_id, "text": text, "source": source}
-                for text, source in wanted.items()
-            ],
-        )
-    changed = bool(stale or wanted)
+    changed = _insert(connection, {file_id: wanted}) or bool(stale)
     by_people = select(columns.id).where(
         columns.file_id == file_id, columns.source.not_like(f"{GENERATED}%")
     )
@@ -199,11 +184,19 @@ def forget_generated(connection: Connection, file_id: int) -> bool:
     return connection.execute(gone).rowcount > 0
 
 
-def _insert(connection: Connection, rows: Sequence[Mapping[str, object]]) -> None:
+def _insert(connection: Connection, captions: Mapping[int, Mapping[str, str]]) -> bool:
+    """Write sources by texts, by pictures' ids; return whether there were any."""
+    rows = [
+        {"file_id": file_id, "text": text, "source": source}
+        for file_id, sources in captions.items()
+        for text, source in sources.items()
+    ]
+    if not rows:
+        return False
     if not is_postgresql(connection):
         # Triggers see to the words.
         connection.execute(insert(tables.caption), rows)
-        return
+        return True
     from mmsearch.retrieval.catalog import texts_postgresql, words_postgresql
 
     given = insert(tables.caption).returning(tables.caption.c.id, sort_by_parameter_order=True)
@@ -211,6 +204,7 @@ def _insert(connection: Connection, rows: Sequence[Mapping[str, object]]) -> Non
     texts = {id_: str(row["text"]) for id_, row in zip(ids, rows, strict=True)}
     words_postgresql.put_caption_words(connection, texts)
     texts_postgresql.put_captions(connection, texts)
+    return True
 
 
 def _by_text(captions: Sequence[Caption]) -> dict[str, str]:
